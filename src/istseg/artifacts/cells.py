@@ -1,0 +1,67 @@
+"""`*.cells.parquet`, `nuclei.parquet`: polygons of a whole sample (GeoParquet), the common form of every segmentation.
+
+Ours, the teacher's, the vendor's and every comparator's cells enter `assign` and `assess` in this form, in the sample's `micron` frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from istseg.artifacts.files import whole
+from istseg.errors import InputError
+
+CELL_COLUMNS = ["cell_id", "label", "area_um2", "centroid_x_um", "centroid_y_um", "mean_flow", "geometry"]
+"""`cell_id`: stable string, unique in the sample. `label`: its number in the label image of `labels.zarr`; 0 where the segmentation has no label image."""
+
+
+def frame(ids: list[str], polygons: np.ndarray, labels: np.ndarray | None = None, mean_flow: np.ndarray | None = None) -> gpd.GeoDataFrame:
+    """Cells with `CELL_COLUMNS` from polygons in µm."""
+    polygons = np.asarray(polygons, dtype=object)
+    centroids = shapely.centroid(polygons) if len(polygons) else np.empty(0, object)
+    n = len(polygons)
+    return gpd.GeoDataFrame(
+        {
+            "cell_id": pd.Series(ids, dtype=str),
+            "label": np.zeros(n, np.int32) if labels is None else np.asarray(labels, np.int32),
+            "area_um2": shapely.area(polygons) if n else np.empty(0),
+            "centroid_x_um": shapely.get_x(centroids) if n else np.empty(0),
+            "centroid_y_um": shapely.get_y(centroids) if n else np.empty(0),
+            "mean_flow": np.full(n, np.nan) if mean_flow is None else np.asarray(mean_flow, float),
+        },
+        geometry=list(polygons),
+    )[CELL_COLUMNS]
+
+
+def write(path: str | Path, cells: gpd.GeoDataFrame) -> None:
+    """Write cells; ids must be unique (ValueError)."""
+    if cells["cell_id"].duplicated().any():
+        raise ValueError("cell ids are not unique")
+    with whole(path) as part:
+        cells[CELL_COLUMNS].to_parquet(part, index=False)
+
+
+def read(path: str | Path) -> gpd.GeoDataFrame:
+    """Read cells.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, lacks a column, or ids repeat.
+    """
+    try:
+        cells = gpd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as GeoParquet ({error}).") from None
+    missing = set(CELL_COLUMNS) - set(cells.columns)
+    if missing:
+        raise InputError(f"{path}: lacks the columns {sorted(missing)}.")
+    if cells["cell_id"].duplicated().any():
+        raise InputError(f"{path}: cell_id is not unique, e.g. {cells.loc[cells['cell_id'].duplicated(), 'cell_id'].iloc[0]!r}.")
+    return cells

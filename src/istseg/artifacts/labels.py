@@ -1,0 +1,188 @@
+"""Objects of one tile as label images: what `teach` and `segment` give, by layer.
+
+A folder `<tile_id>/` holds `labels.npz` (one int32 array (y, x) per layer over the tile's *region*; 0 is background), `objects.parquet` (one row per
+object of each layer) and `meta.json`. Objects that lie in the region but belong to another tile are in the label image too (curation and QC
+near the border need them); `owned` tells them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+
+from istseg.artifacts.files import read_json, whole, write_json
+from istseg.errors import InputError
+from istseg.grid import Box
+
+OBJECT_COLUMNS = ["layer", "label", "owned", "centroid_x_wpx", "centroid_y_wpx", "area_wpx", "cut", "mean_flow", "mean_logit", "geometry"]
+"""`centroid_*` are those of the pixel centres, in the sample's working frame. `cut`: touches the border of the region inside the mosaic, so it may be incomplete.
+`mean_flow`, `mean_logit`: NaN where the method has none. `geometry`: WKB polygon, sample's working frame, only of owned objects (else None)."""
+
+
+@dataclass
+class TileLabels:
+    """Label images of one tile.
+
+    Attributes
+    ----------
+    layers
+        Name → int32 (y, x) over `region`.
+    objects
+        Columns `OBJECT_COLUMNS`.
+    method
+        How they were made: teacher or model, its hash, parameters, device.
+    """
+
+    sample: str
+    tile_id: str
+    core: Box
+    region: Box
+    layers: dict[str, np.ndarray]
+    objects: pd.DataFrame
+    method: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: str | Path, **extra_json: dict[str, Any]) -> None:
+        """Write the folder; `extra_json` values are written beside as `<key>.json`."""
+        with whole(folder) as part:
+            part.mkdir()
+            np.savez_compressed(part / "labels.npz", **{k: v.astype(np.int32, copy=False) for k, v in self.layers.items()})
+            self.objects[OBJECT_COLUMNS].to_parquet(part / "objects.parquet", index=False)
+            meta = {k: v for k, v in asdict_light(self).items() if k not in ("layers", "objects")}
+            write_json(part / "meta.json", {**meta, "layer_names": list(self.layers)})
+            for name, value in extra_json.items():
+                write_json(part / f"{name}.json", value)
+
+    @classmethod
+    def read(cls, folder: str | Path, layers: list[str] | None = None) -> TileLabels:
+        """Read a folder; only the given layers when `layers` is set."""
+        folder = Path(folder)
+        meta = read_json(folder / "meta.json", "the meta.json of the stages teach or segment")
+        with np.load(folder / "labels.npz", allow_pickle=False) as stored:
+            wanted = meta["layer_names"] if layers is None else layers
+            missing = set(wanted) - set(stored.files)
+            if missing:
+                raise InputError(f"{folder}/labels.npz: has no layer {sorted(missing)}, only {sorted(stored.files)}.")
+            arrays = {name: stored[name] for name in wanted}
+        objects = pd.read_parquet(folder / "objects.parquet")
+        objects = objects[objects["layer"].isin(arrays)]
+        return cls(meta["sample"], meta["tile_id"], tuple(meta["core"]), tuple(meta["region"]), arrays, objects, meta["method"])
+
+
+def asdict_light(labels: TileLabels) -> dict[str, Any]:
+    """The fields without copying the arrays."""
+    return {k: getattr(labels, k) for k in labels.__dataclass_fields__}
+
+
+def describe(
+    layer: str,
+    labels: np.ndarray,
+    core: Box,
+    region: Box,
+    mosaic: tuple[int, int],
+    flow: np.ndarray | None = None,
+    logit: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Table of the objects of one label image.
+
+    Parameters
+    ----------
+    labels
+        int32 (y, x) over the region; any positive numbers.
+    core, region
+        In working pixels of the sample. The object whose centroid lies in the core (half-open) is owned.
+    mosaic
+        (height, width) of the sample in working pixels: an object that touches the mosaic's edge is not `cut`.
+    flow, logit
+        float (y, x) maps whose means over the object are recorded.
+
+    Returns
+    -------
+    DataFrame with `OBJECT_COLUMNS`, one row per label, by label.
+    """
+    ids, inverse, area = np.unique(labels, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(labels.shape)
+    n = len(ids)
+    yy, xx = np.nonzero(labels)
+    key = inverse[yy, xx]
+    # Sums of integers are exact in any order: the centroid, and so the owner, is the same in every tile.
+    sum_y = np.zeros(n, np.int64)
+    sum_x = np.zeros(n, np.int64)
+    np.add.at(sum_y, key, yy + region[0])
+    np.add.at(sum_x, key, xx + region[1])
+    cy, cx = sum_y / area + 0.5, sum_x / area + 0.5
+    owned = (cy >= core[0]) & (cy < core[2]) & (cx >= core[1]) & (cx < core[3])
+    cut = np.zeros(n, bool)
+    for edge, inside in (
+        (inverse[0], region[0] > 0),
+        (inverse[-1], region[2] < mosaic[0]),
+        (inverse[:, 0], region[1] > 0),
+        (inverse[:, -1], region[3] < mosaic[1]),
+    ):
+        if inside:
+            cut[np.unique(edge)] = True
+
+    def mean_of(values: np.ndarray | None) -> np.ndarray:
+        if values is None:
+            return np.full(n, np.nan)
+        return np.bincount(inverse.ravel(), weights=values.ravel().astype(np.float64), minlength=n) / area
+
+    table = pd.DataFrame(
+        {
+            "layer": layer,
+            "label": ids.astype(np.int32),
+            "owned": owned,
+            "centroid_x_wpx": cx,
+            "centroid_y_wpx": cy,
+            "area_wpx": area.astype(np.int32),
+            "cut": cut,
+            "mean_flow": mean_of(flow),
+            "mean_logit": mean_of(logit),
+        }
+    )
+    table = table[table["label"] > 0].reset_index(drop=True)
+    outlines = outlines_of(labels, table.loc[table["owned"], "label"].to_numpy(), offset=region[:2])
+    table["geometry"] = [shapely.to_wkb(outlines[label]) if label in outlines else None for label in table["label"]]
+    return table[OBJECT_COLUMNS]
+
+
+def outlines_of(labels: np.ndarray, wanted: np.ndarray, offset: tuple[int, int] = (0, 0)) -> dict[int, shapely.Polygon]:
+    """Valid polygon of each wanted label of a label image.
+
+    The outline runs halfway between the centres of inside and outside pixels; pixel i covers [i, i+1). The largest part is taken and holes are filled.
+
+    Parameters
+    ----------
+    labels
+        (y, x) integers.
+    offset
+        (y, x) of the array's origin in the frame of the result.
+
+    Returns
+    -------
+    label → polygon with (x, y) coordinates, exterior counter-clockwise.
+    """
+    from scipy.ndimage import find_objects
+    from skimage.measure import find_contours
+
+    boxes = find_objects(labels)
+    result = {}
+    for label in wanted:
+        ys, xs = boxes[label - 1]
+        mask = np.pad(labels[ys, xs] == label, 1)
+        rings = [c for c in find_contours(mask.astype(np.float32), 0.5) if len(c) > 3]
+        if not rings:
+            continue
+        # find_contours speaks of pixel centres: +0.5 for the pixel's middle, −1 for the padding.
+        shift = np.array([xs.start + offset[1] - 0.5, ys.start + offset[0] - 0.5])
+        polygons = [shapely.Polygon(ring[:, ::-1] + shift) for ring in rings]
+        polygon = max(polygons, key=lambda p: p.area)
+        if not polygon.is_valid:
+            parts = shapely.get_parts(shapely.make_valid(polygon))
+            polygon = max((p for p in parts if p.geom_type == "Polygon"), key=lambda p: p.area)
+        result[int(label)] = shapely.orient_polygons(shapely.Polygon(polygon.exterior))
+    return result

@@ -1,0 +1,66 @@
+"""`patches/<tile_id>_w<gy>_<gx>.npz`: one training patch, i.e. one window with its curated labels.
+
+Arrays: `stains` uint16 (c, 512, 512) raw grey values, nucleus stain first (reflected outside the mosaic); `counts` uint8… uint16 (512, 512) transcripts per
+working pixel, controls left out; `labels` int32 (k, 512, 512) curated cells and stand-in nuclei, one image per teacher stain; `teach` bool (k, 512, 512)
+pixels that may teach (cells, nuclei and background). `meta` is a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from istseg.artifacts.files import whole
+from istseg.errors import InputError
+
+
+@dataclass
+class Patch:
+    """One patch.
+
+    Attributes
+    ----------
+    window
+        (gy, gx) on the sample's grid; neighbouring windows overlap by `overlap` working pixels.
+    label_names
+        Teacher layer of each label image, e.g. `cells_Cellbound1`.
+    """
+
+    sample: str
+    window: tuple[int, int]
+    overlap: int
+    stain_names: list[str]
+    ranges: list[tuple[float, float]]
+    label_names: list[str]
+    working_um: float
+    stains: np.ndarray = field(repr=False)
+    counts: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    teach: np.ndarray = field(repr=False)
+
+    def normalised(self) -> np.ndarray:
+        """(c, y, x) float32: the sample's 1st percentile → 0, 99th → 1."""
+        low, high = np.asarray(self.ranges, np.float32).T[:, :, None, None]
+        return np.where(high > low, (self.stains.astype(np.float32) - low) / np.maximum(high - low, np.float32(1e-6)), np.float32(0))
+
+    def write(self, path: str | Path) -> None:
+        meta: dict[str, Any] = asdict(self)
+        arrays = {name: meta.pop(name) for name in ("stains", "counts", "labels", "teach")}
+        with whole(path) as part, open(part, "wb") as stream:
+            np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Patch:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                meta = json.loads(str(stored["meta"]))
+                arrays = {name: stored[name] for name in ("stains", "counts", "labels", "teach")}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: is not a training patch of the stage curate ({error}).") from None
+        meta["window"] = tuple(meta["window"])
+        meta["ranges"] = [tuple(r) for r in meta["ranges"]]
+        return cls(**meta, **arrays)

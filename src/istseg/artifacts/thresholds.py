@@ -1,0 +1,52 @@
+"""`thresholds.json`: what `calibrate` derives from the sketches of all tiles of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from istseg.artifacts.files import read_json, write_json
+from istseg.errors import InputError
+
+
+@dataclass
+class Thresholds:
+    """Thresholds of one sample.
+
+    Attributes
+    ----------
+    background_density
+        `T_b`: transcripts per µm² below which a pixel is background [paper: Background segmentation].
+    spurious_count
+        `T_spurious`: a cell without nucleus and with fewer transcripts is spurious [paper: Validation and metrics].
+    best_stain
+        Membrane stain whose teacher cells agree best with the nuclei (most cells that contain exactly one nucleus); None without membrane stain.
+    density_histogram
+        `{"edges": [...], "counts": [...]}` of the density inside nuclei, transcripts per µm², for the report.
+    count_histogram
+        `{"values": [...], "counts": [...]}` transcripts per nucleus.
+    """
+
+    sample: str
+    background_density: float
+    spurious_count: float
+    n_nuclei: int
+    n_nucleus_pixels: int
+    best_stain: str | None
+    teacher_cells: dict[str, dict[str, int]]
+    percentiles: dict[str, float]
+    density_histogram: dict[str, list[float]] = field(default_factory=dict)
+    count_histogram: dict[str, list[float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def write(self, path: str | Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Thresholds:
+        raw: dict[str, Any] = read_json(path, "the thresholds.json of the stage calibrate")
+        try:
+            return cls(**raw)
+        except TypeError as error:
+            raise InputError(f"{path}: is not a thresholds.json of this version ({error}); run calibrate again.") from None

@@ -1,0 +1,349 @@
+"""The command line: parses, imports the stage when it is called, runs it. No logic lives here.
+
+Stage modules are imported inside the commands because torch and spatialdata take seconds to load.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from istseg import __version__
+from istseg.errors import EXIT_BAD_INPUT, InputError, IstsegError
+from istseg.grid import DEFAULT_WORKING_UM
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
+Device = Annotated[str, typer.Option(help="`cpu` or `cuda`. With `cuda` and no GPU the command fails; it never falls back.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Existing = {"exists": True}
+
+
+class Platform(str, enum.Enum):
+    merscope = "merscope"
+    cosmx = "cosmx"
+
+
+class TeacherName(str, enum.Enum):
+    watershed = "watershed"
+    cellpose = "cellpose"
+    vendor = "vendor"
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
+    expect_version: Annotated[Optional[str], typer.Option(hidden=True, help="Fail when this is not the version.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("cellpose", "fontTools", "matplotlib", "numba", "ome_zarr", "dask"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if expect_version and expect_version != __version__:
+        raise IstsegError(f"this is istseg {__version__} but the pipeline is {expect_version}: the container or environment does not belong to this pipeline. Update the image or the environment.")
+
+
+@app.command()
+def preflight(
+    samplesheet: Annotated[Path, typer.Option(**Existing, help="Samplesheet (CSV).")],
+    out: Out,
+    raw: Annotated[Optional[list[str]], typer.Option(help="`sample=folder`: where the raw folder of a sample is staged, instead of the samplesheet's path. Repeatable.")] = None,
+    params: Annotated[Optional[Path], typer.Option(**Existing, help="All parameters of the run as JSON, checked against nextflow_schema.json.")] = None,
+    schema: Annotated[Optional[Path], typer.Option(**Existing, help="nextflow_schema.json.")] = None,
+    device: Device = "cpu",
+    disk: Annotated[Optional[Path], typer.Option(help="Folder whose free space must hold the results.")] = None,
+) -> None:
+    """Check every sample before any work: all problems at once."""
+    from istseg.stages import preflight as stage
+
+    stage.run(samplesheet=samplesheet, out=out, raw=dict(_pair(r) for r in raw or []), params=params, schema=schema, device=device, disk=disk)
+
+
+@app.command()
+def convert(
+    raw: Annotated[Path, typer.Option(**Existing, help="Raw folder of one sample.")],
+    sample: Annotated[str, typer.Option(help="Name of the sample.")],
+    platform: Annotated[Platform, typer.Option()],
+    out: Out,
+    nucleus_stain: Annotated[Optional[str], typer.Option(help="Nucleus stain; default: DAPI or the platform's DNA channel.")] = None,
+    membrane_stains: Annotated[Optional[str], typer.Option(help="Stains for the network, separated by `;`. Default: the platform's membrane and cytoplasm stains; `none` for none.")] = None,
+    z_planes: Annotated[str, typer.Option(help="`focus` (best focused plane), one plane (`3`), a range by maximum projection (`1-5`) or `all`.")] = "focus",
+    fovs: Annotated[Optional[str], typer.Option(help="CosMx: fields of view of this sample, e.g. `1-20;33`. Default: all.")] = None,
+    pixel_size_um: Annotated[Optional[float], typer.Option(min=0.01, max=5, help="CosMx: pixel size where the files do not say it.")] = None,
+) -> None:
+    """Read a raw folder once, as a stream, into SpatialData."""
+    from istseg.stages import convert as stage
+
+    stage.run(
+        raw=raw, sample=sample, platform=platform.value, out=out, nucleus_stain=nucleus_stain, membrane_stains=membrane_stains,
+        z_planes=z_planes, fovs=fovs, pixel_size_um=pixel_size_um,
+    )  # fmt: skip
+
+
+@app.command()
+def tile(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert.")],
+    out: Out,
+    working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm.")] = DEFAULT_WORKING_UM,
+    tile_um: Annotated[float, typer.Option(min=50, help="Side of a tile's core, µm; rounded up to whole windows.")] = 750.0,
+    overlap_um: Annotated[float, typer.Option(min=0, max=64, help="Overlap of neighbouring windows, µm; at least a cell's diameter.")] = 32.384,
+    min_transcripts: Annotated[int, typer.Option(min=1, help="Transcripts that make a 24 µm square count as tissue.")] = 3,
+) -> None:
+    """Cut a converted sample into self-contained tiles at working resolution."""
+    from istseg.stages import tile as stage
+
+    stage.run(sample_json=sample_json, zarr=zarr, out=out, working_um=working_um, tile_um=tile_um, overlap_um=overlap_um, min_transcripts=min_transcripts)
+
+
+@app.command()
+def teach(
+    tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
+    out: Out,
+    teacher: Annotated[TeacherName, typer.Option()] = TeacherName.watershed,
+    vendor_cells: Annotated[Optional[Path], typer.Option(**Existing, help="`vendor_cells.parquet`, for the teacher `vendor`.")] = None,
+    nuclei_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `nuclei` weights.")] = None,
+    nuclei_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    cyto_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `cyto3` weights.")] = None,
+    cyto_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    cell_diameter_um: Annotated[float, typer.Option(min=1, max=100)] = 6.5,
+    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
+    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
+    min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
+    density_sigma_um: Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")] = 1.08,
+    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
+    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    device: Device = "cpu",
+) -> None:
+    """Label nuclei and, per membrane stain, cells by a teacher."""
+    from istseg.stages import teach as stage
+
+    stage.run(
+        tiles=tile, out=out, teacher=teacher.value, vendor_cells=vendor_cells,
+        nuclei_weights=nuclei_weights, nuclei_sha256=nuclei_sha256, cyto_weights=cyto_weights, cyto_sha256=cyto_sha256,
+        cell_diameter_um=cell_diameter_um, nucleus_diameter_um=nucleus_diameter_um,
+        min_nucleus_area_um2=min_nucleus_area_um2, min_cell_area_um2=min_cell_area_um2,
+        density_sigma_um=density_sigma_um, contain=contain, intersect=intersect, device=device,
+    )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    labels: Annotated[list[Path], typer.Option(**Existing, help="`sketch.json` of a tile, or a folder below which all `sketch.json` are taken. Repeatable.")],
+    out: Out,
+    background_percentile: Annotated[float, typer.Option(min=0, max=50)] = 5.0,
+    spurious_percentile: Annotated[float, typer.Option(min=0, max=50)] = 5.0,
+) -> None:
+    """Derive the thresholds of a sample from the sketches of its tiles."""
+    from istseg.stages import calibrate as stage
+
+    stage.run(labels=labels, out=out, background_percentile=background_percentile, spurious_percentile=spurious_percentile)
+
+
+@app.command()
+def curate(
+    tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
+    labels: Annotated[Path, typer.Option(**Existing, help="Folder with the teacher's labels of these tiles, by tile id.")],
+    thresholds: Annotated[Path, typer.Option(**Existing)],
+    out: Out,
+    contain: Annotated[float, typer.Option(min=0.5, max=1, help="T_contain")] = 0.95,
+    intersect: Annotated[float, typer.Option(min=0, max=0.5, help="T_intersect")] = 0.05,
+    max_background: Annotated[float, typer.Option(min=0, max=1, help="T_bg")] = 0.05,
+    density_sigma_um: Annotated[float, typer.Option(min=0.1)] = 1.08,
+    patches: Annotated[bool, typer.Option(help="Write training patches, not only the counts.")] = True,
+    min_objects: Annotated[int, typer.Option(min=1, help="Kept cells that a patch needs.")] = 3,
+) -> None:
+    """Keep what nuclei and RNA density confirm; write training patches."""
+    from istseg.stages import curate as stage
+
+    stage.run(
+        tiles=tile, labels=labels, thresholds=thresholds, out=out, contain=contain, intersect=intersect,
+        max_background=max_background, density_sigma_um=density_sigma_um, patches=patches, min_objects=min_objects,
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    patches: Annotated[list[Path], typer.Option(**Existing, help="Folder with patches. Repeatable: a cohort.")],
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "finetuned",
+    base: Annotated[str, typer.Option(help="Base weights (.safetensors, or .pt of the published package), or `scratch`.")] = "scratch",
+    base_sha256: Annotated[Optional[str], typer.Option()] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    membrane_dropout: Annotated[float, typer.Option(min=0, max=1)] = 0.25,
+    validation_fraction: Annotated[float, typer.Option(min=0.01, max=0.5)] = 0.05,
+    holdout_fraction: Annotated[float, typer.Option(min=0.01, max=0.5)] = 0.1,
+    max_patches: Annotated[int, typer.Option(min=4, help="More patches than this are thinned out evenly.")] = 800,
+    crop_wpx: Annotated[int, typer.Option(min=64, max=512, help="Side of the random crop that is trained on.")] = 512,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune the network on curated patches, then accept it or keep the base."""
+    from istseg.stages import train as stage
+
+    stage.run(
+        patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, epochs=epochs, learning_rate=learning_rate,
+        batch_size=batch_size, membrane_dropout=membrane_dropout, validation_fraction=validation_fraction,
+        holdout_fraction=holdout_fraction, max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
+def segment(
+    tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
+    model: Annotated[Path, typer.Option(help="Weights (.safetensors, or .pt of the published package).")],
+    out: Out,
+    model_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the weights must have.")] = None,
+    logit_threshold: Annotated[Optional[float], typer.Option(help="Default: the model card's.")] = None,
+    min_flow: Annotated[Optional[float], typer.Option(min=0, max=1, help="Cells with a weaker mean flow are dropped. Default: the model card's.")] = None,
+    flow_error: Annotated[float, typer.Option(min=0, help="Cells whose flow differs more from their shape's are dropped; 0 keeps all.")] = 0.9,
+    min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
+    flow_steps: Annotated[int, typer.Option(min=10)] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Segment tiles with the network."""
+    from istseg.stages import segment as stage
+
+    stage.run(
+        tiles=tile, model=model, out=out, model_sha256=model_sha256, logit_threshold=logit_threshold, min_flow=min_flow,
+        flow_error=flow_error, min_cell_area_um2=min_cell_area_um2, flow_steps=flow_steps, batch_size=batch_size, device=device,
+    )  # fmt: skip
+
+
+@app.command()
+def merge(
+    tiles_json: Annotated[Path, typer.Option(**Existing)],
+    cells: Annotated[Path, typer.Option(**Existing, help="Folder with the tiles' folders of segment.")],
+    teacher: Annotated[Path, typer.Option(**Existing, help="Folder with the tiles' folders of teach.")],
+    thresholds: Annotated[Path, typer.Option(**Existing)],
+    out: Out,
+) -> None:
+    """Put the cells and nuclei of all tiles together."""
+    from istseg.stages import merge as stage
+
+    stage.run(tiles_json=tiles_json, cells=cells, teacher=teacher, thresholds=thresholds, out=out)
+
+
+@app.command()
+def assign(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    transcripts: Annotated[Path, typer.Option(**Existing, help="`points.parquet` of the sample.")],
+    cells: Annotated[Path, typer.Option(**Existing, help="`<segmentation>.cells.parquet`.")],
+    segmentation: Annotated[str, typer.Option(help="Name of the segmentation.")],
+    out: Out,
+    labels: Annotated[Optional[Path], typer.Option(**Existing, help="`labels.zarr` with an array of the segmentation's name; without it the polygons are used.")] = None,
+) -> None:
+    """Give every transcript its cell and count."""
+    from istseg.stages import assign as stage
+
+    stage.run(sample_json=sample_json, transcripts=transcripts, cells=cells, segmentation=segmentation, out=out, labels=labels)
+
+
+@app.command()
+def assess(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    tiles: Annotated[Path, typer.Option(**Existing, help="Folder `tiles/` of the sample.")],
+    counts: Annotated[Path, typer.Option(**Existing, help="Folder of assign: `counts.h5ad`, `assign.json`.")],
+    cells: Annotated[Path, typer.Option(**Existing, help="`<segmentation>.cells.parquet`.")],
+    nuclei: Annotated[Path, typer.Option(**Existing, help="`nuclei.parquet`.")],
+    thresholds: Annotated[Path, typer.Option(**Existing)],
+    segmentation: Annotated[str, typer.Option(help="Name of the segmentation.")],
+    out: Out,
+    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
+    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    umap_cells: Annotated[int, typer.Option(min=0, help="At most so many cells in the UMAP; 0 for none.")] = 20000,
+    crops: Annotated[int, typer.Option(min=0, help="Example pictures per flag.")] = 6,
+    model: Annotated[Optional[Path], typer.Option(**Existing, help="`model.json`-like record of how the segmentation was made, kept in `uns`.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Flag spurious and inconsistent cells and measure the segmentation."""
+    from istseg.stages import assess as stage
+
+    stage.run(
+        sample_json=sample_json, tiles=tiles, counts=counts, cells=cells, nuclei=nuclei, thresholds=thresholds, segmentation=segmentation, out=out,
+        contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, model=model, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    run_json: Annotated[Path, typer.Option(**Existing, help="`run.json`: samples, parameters, versions (see artifacts/run.py).")],
+    results: Annotated[Path, typer.Option(**Existing, help="Folder with one folder per sample: sample.json, tiles/, thresholds.json, curation.json, merge.json, training/, <segmentation>/.")],
+    out: Out,
+) -> None:
+    """Write one self-contained HTML report over all samples."""
+    from istseg.stages import report as stage
+
+    stage.run(run_json=run_json, results=results, out=out)
+
+
+@app.command()
+def export(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert.")],
+    merged: Annotated[Path, typer.Option(**Existing, help="Folder of merge.")],
+    assessed: Annotated[Path, typer.Option(**Existing, help="Folder of assess for the segmentation `istseg`.")],
+    transcripts: Annotated[Path, typer.Option(**Existing, help="`transcripts.parquet` of assign for the segmentation `istseg`.")],
+    out: Out,
+    formats: Annotated[str, typer.Option(help="Separated by `,`: spatialdata, geojson, vizgen, explorer.")] = "spatialdata,geojson,vizgen",
+) -> None:
+    """Write the result in the formats of other tools."""
+    from istseg.stages import export as stage
+
+    stage.run(sample_json=sample_json, zarr=zarr, merged=merged, assessed=assessed, transcripts=transcripts, out=out, formats=[f for f in formats.split(",") if f])
+
+
+@app.command()
+def simulate(
+    out: Out,
+    platform: Annotated[Platform, typer.Option()] = Platform.merscope,
+    width_um: Annotated[float, typer.Option(min=20)] = 200.0,
+    height_um: Annotated[float, typer.Option(min=20)] = 200.0,
+    planes: Annotated[int, typer.Option(min=1, max=12)] = 3,
+    stains: Annotated[str, typer.Option(help="Membrane and cytoplasm stains, separated by `;`; `none` for none.")] = "Cellbound1;PolyT",
+    degraded_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the cells whose contour is broken in all membrane stains.")] = 0.0,
+    degraded_contour: Annotated[float, typer.Option(min=0, max=1, help="Share of the contour that is removed.")] = 0.5,
+    transcripts_per_um2: Annotated[float, typer.Option(min=0)] = 1.0,
+    empty_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the area without tissue.")] = 0.1,
+    generation: Annotated[str, typer.Option(help="CosMx: `A`, `B` or `C`; MERSCOPE: `hdf5` or `parquet` vendor cells. Default: A, parquet.")] = "",
+    seed: Seed = 0,
+) -> None:
+    """Write a raw folder of simulated tissue, with its truth beside it."""
+    from istseg.stages import simulate as stage
+
+    stage.run(
+        out=out, platform=platform.value, width_um=width_um, height_um=height_um, planes=planes, stains=stains, degraded_fraction=degraded_fraction,
+        degraded_contour=degraded_contour, transcripts_per_um2=transcripts_per_um2, empty_fraction=empty_fraction, generation=generation, seed=seed,
+    )  # fmt: skip
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator:
+        raise InputError(f"--raw {text}: write it as sample=folder.")
+    return name, Path(path)
+
+
+def main() -> None:
+    """Run the command line; errors for the user are printed without a traceback."""
+    try:
+        app()
+    except InputError as error:
+        for problem in error.problems:
+            typer.echo(f"ERROR: {problem}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except IstsegError as error:
+        typer.echo(f"ERROR: {error}", err=True)
+        sys.exit(1)
