@@ -280,7 +280,7 @@ def assess(
 @app.command()
 def report(
     run_json: Annotated[Path, typer.Option(**Existing, help="`run.json`: samples, parameters, versions (see artifacts/run.py).")],
-    results: Annotated[Path, typer.Option(**Existing, help="Folder with one folder per sample: sample.json, tiles/, thresholds.json, curation.json, merge.json, training/, <segmentation>/.")],
+    results: Annotated[Path, typer.Option(**Existing, help="Folder below which the artifacts of all samples lie; they are known by file name and by the sample they name.")],
     out: Out,
 ) -> None:
     """Write one self-contained HTML report over all samples."""
