@@ -26,6 +26,9 @@ class Thresholds:
         `{"edges": [...], "counts": [...]}` of the density inside nuclei, transcripts per µm², for the report.
     count_histogram
         `{"values": [...], "counts": [...]}` transcripts per nucleus.
+    best_layer
+        Layer of the teacher's labels whose cells agree best with the nuclei: `cells_<best_stain>`, or `cells_expansion`, `cells_vendor` where there is no
+        cell layer of a membrane stain; None when no tile has a cell layer. What `merge` takes as the segmentation `teacher`.
     """
 
     sample: str
@@ -39,6 +42,7 @@ class Thresholds:
     density_histogram: dict[str, list[float]] = field(default_factory=dict)
     count_histogram: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    best_layer: str | None = None
 
     def write(self, path: str | Path) -> None:
         write_json(path, asdict(self))
