@@ -85,7 +85,22 @@ def main() -> None:
             um = str(size * PIXEL_UM)
             istseg = str(Path(sys.executable).with_name("istseg"))
             rows.setdefault("simulate", {})[size] = measure(
-                [istseg, "simulate", "--out", str(folder / "sim"), "--width-um", um, "--height-um", um, "--planes", "1", "--stains", options.stains, "--seed", str(options.seed)]
+                [
+                    istseg,
+                    "simulate",
+                    "--out",
+                    str(folder / "sim"),
+                    "--width-um",
+                    um,
+                    "--height-um",
+                    um,
+                    "--planes",
+                    "1",
+                    "--stains",
+                    options.stains,
+                    "--seed",
+                    str(options.seed),
+                ]
             )
             raw = folder / "sim" / "raw"
             for stage in commands(folder, raw, [], options.tile_um):
