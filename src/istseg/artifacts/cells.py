@@ -45,21 +45,22 @@ def write(path: str | Path, cells: gpd.GeoDataFrame) -> None:
         cells[CELL_COLUMNS].to_parquet(part, index=False)
 
 
-def read(path: str | Path) -> gpd.GeoDataFrame:
-    """Read cells.
+def read(path: str | Path, geometry: bool = True) -> gpd.GeoDataFrame:
+    """Read cells; without their polygons (a DataFrame, a fraction of the memory) when `geometry` is False.
 
     Raises
     ------
     InputError
         If the file is missing, lacks a column, or ids repeat.
     """
+    wanted = [c for c in CELL_COLUMNS if c != "geometry"]
     try:
-        cells = gpd.read_parquet(path)
+        cells = gpd.read_parquet(path) if geometry else pd.read_parquet(path, columns=wanted)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as GeoParquet ({error}).") from None
-    missing = set(CELL_COLUMNS) - set(cells.columns)
+    missing = set(CELL_COLUMNS if geometry else wanted) - set(cells.columns)
     if missing:
         raise InputError(f"{path}: lacks the columns {sorted(missing)}.")
     if cells["cell_id"].duplicated().any():

@@ -1,0 +1,231 @@
+"""Stage `assign`: gives every transcript its cell, once, and counts.
+
+In: `sample.json`, the points of the sample (`part.<i>.parquet`, bands in y), the cells of a segmentation, and its label image when there is one.
+Out: `transcripts.parquet`, `counts.h5ad`, `assign.json`. The transcripts are streamed: memory holds one batch of them, the counts and the cells.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from istseg import __version__, counts
+from istseg.artifacts import cells as cells_file
+from istseg.artifacts.files import whole, write_json
+from istseg.artifacts.sample import Sample, apply_affine
+from istseg.errors import InputError, IstsegError
+from istseg.locate import LabelLocator, Locator, PolygonLocator
+from istseg.progress import track
+
+log = logging.getLogger(__name__)
+
+BATCH = 1_000_000
+"""Transcripts held at a time."""
+
+POINT_COLUMNS = ["x", "y", "gene", "is_control", "transcript_id"]
+OUT_SCHEMA = pa.schema(
+    [
+        ("transcript_id", pa.int64()),
+        ("x", pa.float64()),
+        ("y", pa.float64()),
+        ("z", pa.float32()),
+        ("gene", pa.dictionary(pa.int32(), pa.string())),
+        ("is_control", pa.bool_()),
+        ("cell_id", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+
+
+@dataclass
+class Totals:
+    """What became of the transcripts; genes and control probes apart.
+
+    `in_cells` counts gene transcripts inside the image and in a cell; a vendor's cells may reach outside it (`in_cells_outside_image`).
+    """
+
+    total: int = 0
+    in_image: int = 0
+    outside_image: int = 0
+    in_cells: int = 0
+    in_cells_outside_image: int = 0
+    outside_cells: int = 0
+    controls: int = 0
+    controls_in_cells: int = 0
+
+    @property
+    def fraction_in_cells(self) -> float | None:
+        return self.in_cells / self.in_image if self.in_image else None
+
+
+def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, out: Path, labels: Path | None = None) -> None:
+    """Assign and count.
+
+    Parameters
+    ----------
+    transcripts
+        Folder `points.parquet` of the sample.
+    labels
+        `labels.zarr`; its array of the segmentation's name is looked up. Without it a transcript belongs to the first cell (in the order of
+        `cells`) whose polygon covers it, borders included.
+
+    Raises
+    ------
+    InputError
+        If the points, the cells and the sample do not belong together.
+    """
+    sample = Sample.read(sample_json)
+    table = cells_file.read(cells, geometry=labels is None)
+    locator: Locator = PolygonLocator(table.geometry.to_numpy()) if labels is None else LabelLocator(labels, segmentation, table["label"].to_numpy())
+    ids = table["cell_id"].to_numpy(dtype=object)
+    targets = _targets(sample)
+    matrix = counts.CountMatrix(len(ids), len(targets))
+    totals = Totals()
+    out = Path(out)
+    with whole(out / "transcripts.parquet") as part, pq.ParquetWriter(part, OUT_SCHEMA, compression="zstd") as writer:
+        for batch in track(_batches(transcripts), "assign", total=None):
+            xy = np.column_stack([batch["x"], batch["y"]]).astype(float)
+            cell = locator(xy)
+            code = _gene_codes(batch["gene"], targets, transcripts)
+            control = batch["is_control"].to_numpy(zero_copy_only=False)
+            _check_controls(code, control, len(sample.genes), targets, transcripts)
+            inside = cell >= 0
+            matrix.add(cell[inside], code[inside])
+            _tally(totals, inside, control, _in_image(sample, xy))
+            writer.write_batch(_out_batch(batch, xy, cell, ids), row_group_size=BATCH)
+    adata = counts.build(
+        sample.sample,
+        segmentation,
+        table,
+        sample.genes,
+        sample.controls,
+        matrix.csr(),
+        {"version": __version__, "platform": sample.platform, "assignment": locator.name},
+    )
+    _check_totals(totals, sample, adata, transcripts)
+    counts.write(out / "counts.h5ad", adata)
+    record = {"sample": sample.sample, "segmentation": segmentation, "assignment": locator.name, "n_cells": len(ids)}
+    write_json(out / "assign.json", {**record, "transcripts": {**asdict(totals), "fraction_in_cells": totals.fraction_in_cells}})
+    log.info("%s/%s: %d of %d transcripts in %d cells", sample.sample, segmentation, totals.in_cells, totals.in_image, len(ids))
+
+
+def _targets(sample: Sample) -> dict[str, int]:
+    """Gene or control probe → column of the counts."""
+    names = [*sample.genes, *sample.controls]
+    targets = {name: i for i, name in enumerate(names)}
+    if len(targets) != len(names):
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        raise InputError(f"sample.json of {sample.sample}: genes and controls are not unique ({repeated[:5]}); run convert again.")
+    return targets
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """`part.<i>.parquet` of a points folder, by number.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    numbered = [(int(m.group(1)), p) for p in Path(folder).iterdir() if (m := re.fullmatch(r"part\.(\d+)\.parquet", p.name))] if Path(folder).is_dir() else []
+    if not numbered:
+        raise InputError(f"{folder}: holds no part.<i>.parquet; it should be the folder points.parquet of the stage convert.")
+    return [p for _, p in sorted(numbered)]
+
+
+def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    for path in parts_of(folder):
+        with pq.ParquetFile(path) as stored:
+            missing = set(POINT_COLUMNS) - set(stored.schema_arrow.names)
+            if missing:
+                raise InputError(f"{path}: lacks the columns {sorted(missing)}; run convert again.")
+            columns = [*POINT_COLUMNS, *(["z"] if "z" in stored.schema_arrow.names else [])]
+            yield from (b for b in stored.iter_batches(BATCH, columns=columns) if b.num_rows)
+
+
+def _gene_codes(column: pa.Array, targets: dict[str, int], where: Path) -> np.ndarray:
+    """(n,) int64 column of the counts of each transcript."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    names = column.dictionary.to_pylist()
+    look_up = np.array([targets.get(n, -1) for n in names] + [-1], np.int64)
+    code = look_up[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
+    if (code < 0).any():
+        bad = np.unique(column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)[code < 0])
+        shown = [names[i] if i < len(names) else None for i in bad[:5]]
+        raise InputError(f"{where}: has genes that sample.json does not know, e.g. {shown}; the two files come from different conversions, run convert again.")
+    return code
+
+
+def _check_controls(code: np.ndarray, control: np.ndarray, n_genes: int, targets: dict[str, int], where: Path) -> None:
+    wrong = control != (code >= n_genes)
+    if wrong.any():
+        name = list(targets)[code[wrong][0]]
+        raise InputError(f"{where}: {name!r} is a control probe in one of points and sample.json and a gene in the other; run convert again.")
+
+
+def _in_image(sample: Sample, xy: np.ndarray) -> np.ndarray:
+    px = apply_affine(sample.affine, xy)
+    return (px[:, 0] >= 0) & (px[:, 0] < sample.width_px) & (px[:, 1] >= 0) & (px[:, 1] < sample.height_px)
+
+
+def _tally(totals: Totals, inside: np.ndarray, control: np.ndarray, in_image: np.ndarray) -> None:
+    gene = ~control
+    totals.total += int(gene.sum())
+    totals.in_image += int((gene & in_image).sum())
+    totals.outside_image += int((gene & ~in_image).sum())
+    totals.in_cells += int((gene & inside & in_image).sum())
+    totals.in_cells_outside_image += int((gene & inside & ~in_image).sum())
+    totals.outside_cells += int((gene & ~inside).sum())
+    totals.controls += int(control.sum())
+    totals.controls_in_cells += int((control & inside).sum())
+
+
+def _out_batch(batch: pa.RecordBatch, xy: np.ndarray, cell: np.ndarray, ids: np.ndarray) -> pa.RecordBatch:
+    # A dictionary of the cells of this batch only: the whole sample's would be written again with every row group.
+    present, index = np.unique(cell[cell >= 0], return_inverse=True)
+    codes = np.zeros(len(cell), np.int32)
+    codes[cell >= 0] = index
+    cell_ids = pa.DictionaryArray.from_arrays(pa.array(codes, mask=cell < 0), pa.array(ids[present], pa.string()))
+    gene = batch["gene"] if pa.types.is_dictionary(batch["gene"].type) else batch["gene"].dictionary_encode()
+    z = batch["z"].cast(pa.float32()) if "z" in batch.schema.names else pa.nulls(batch.num_rows, pa.float32())
+    arrays = [
+        batch["transcript_id"].cast(pa.int64()),
+        pa.array(xy[:, 0]),
+        pa.array(xy[:, 1]),
+        z,
+        gene.cast(OUT_SCHEMA.field("gene").type),
+        batch["is_control"],
+        cell_ids,
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=OUT_SCHEMA)
+
+
+def _check_totals(totals: Totals, sample: Sample, adata: object, where: Path) -> None:
+    """Every transcript is counted once: inside + outside = all, in the tally, in the counts and in what convert wrote."""
+    in_any = totals.in_cells + totals.in_cells_outside_image
+    counted = int(adata.obs["n_transcripts"].sum())  # type: ignore[attr-defined]
+    if in_any + totals.outside_cells != totals.total or counted != in_any or totals.in_image + totals.outside_image != totals.total:
+        raise IstsegError(f"{where}: {totals} do not add up with {counted} counted transcripts; this is a fault of istseg, please report it.")
+    expected = {"genes": totals.total, "controls": totals.controls, "total": totals.total + totals.controls}
+    wrong = [
+        f"{k}: {found} read, {sample.transcripts[k]} in sample.json"
+        for k, found in expected.items()
+        if k in sample.transcripts and sample.transcripts[k] != found
+    ]
+    if wrong:
+        raise InputError(f"{where}: is not the whole set of transcripts of {sample.sample} ({'; '.join(wrong)}). Was it cut off? Run convert again.")
+
+
+def read_assignment(path: Path, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Row groups of `transcripts.parquet`, in order, as data frames."""
+    with pq.ParquetFile(path) as stored:
+        for group in range(stored.num_row_groups):
+            yield stored.read_row_group(group, columns=columns).to_pandas()
