@@ -72,7 +72,7 @@ class CountMatrix:
 
 
 def build(
-    sample: str, segmentation: str, cells: pd.DataFrame, genes: list[str], controls: list[str], counts: sparse.csr_matrix, uns: dict[str, Any]
+    sample: str, segmentation: str, cells: pd.DataFrame, targets: tuple[list[str], list[str]], counts: sparse.csr_matrix, facts: dict[str, Any]
 ) -> AnnData:
     """AnnData of one segmentation, one row per cell of `cells` (cells without transcripts too).
 
@@ -80,9 +80,11 @@ def build(
     ----------
     cells
         Columns `cell_id`, `area_um2`, `centroid_x_um`, `centroid_y_um`.
+    targets
+        Names of the genes and of the control probes.
     counts
-        (cells, genes + controls): the genes in the order of `genes`, then the control probes.
-    uns
+        (cells, genes + controls) in that order.
+    facts
         Goes into `uns["istseg"]`, see `h5ad_safe`.
 
     Returns
@@ -91,6 +93,7 @@ def build(
     """
     from anndata import AnnData
 
+    genes, controls = targets
     x, control = counts[:, : len(genes)], counts[:, len(genes) :]
     ids = cells["cell_id"].to_numpy(dtype=object)
     obs = pd.DataFrame(
@@ -109,7 +112,7 @@ def build(
     adata = AnnData(X=x, obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=object)))
     adata.obsm["spatial"] = obs[["centroid_x_um", "centroid_y_um"]].to_numpy(float)
     adata.obsm["controls"] = control
-    adata.uns["istseg"] = h5ad_safe({**uns, "sample": sample, "segmentation": segmentation, "controls": list(controls)})
+    adata.uns["istseg"] = h5ad_safe({**facts, "sample": sample, "segmentation": segmentation, "controls": list(controls)})
     return adata
 
 

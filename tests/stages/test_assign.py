@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import result_fixtures as fx
 import shapely
 
+import result_fixtures as fx
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.sample import Sample
 from istseg.errors import InputError

@@ -62,6 +62,7 @@ class Totals:
 
     @property
     def fraction_in_cells(self) -> float | None:
+        """Share of the gene transcripts in the image that lie in a cell; None without any."""
         return self.in_cells / self.in_image if self.in_image else None
 
 
@@ -100,15 +101,8 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
             matrix.add(cell[inside], code[inside])
             _tally(totals, inside, control, _in_image(sample, xy))
             writer.write_batch(_out_batch(batch, xy, cell, ids), row_group_size=BATCH)
-    adata = counts.build(
-        sample.sample,
-        segmentation,
-        table,
-        sample.genes,
-        sample.controls,
-        matrix.csr(),
-        {"version": __version__, "platform": sample.platform, "assignment": locator.name},
-    )
+    facts = {"version": __version__, "platform": sample.platform, "assignment": locator.name}
+    adata = counts.build(sample.sample, segmentation, table, (sample.genes, sample.controls), matrix.csr(), facts)
     _check_totals(totals, sample, adata, transcripts)
     counts.write(out / "counts.h5ad", adata)
     record = {"sample": sample.sample, "segmentation": segmentation, "assignment": locator.name, "n_cells": len(ids)}
@@ -196,15 +190,8 @@ def _out_batch(batch: pa.RecordBatch, xy: np.ndarray, cell: np.ndarray, ids: np.
     cell_ids = pa.DictionaryArray.from_arrays(pa.array(codes, mask=cell < 0), pa.array(ids[present], pa.string()))
     gene = batch["gene"] if pa.types.is_dictionary(batch["gene"].type) else batch["gene"].dictionary_encode()
     z = batch["z"].cast(pa.float32()) if "z" in batch.schema.names else pa.nulls(batch.num_rows, pa.float32())
-    arrays = [
-        batch["transcript_id"].cast(pa.int64()),
-        pa.array(xy[:, 0]),
-        pa.array(xy[:, 1]),
-        z,
-        gene.cast(OUT_SCHEMA.field("gene").type),
-        batch["is_control"],
-        cell_ids,
-    ]
+    gene = gene.cast(OUT_SCHEMA.field("gene").type)
+    arrays = [batch["transcript_id"].cast(pa.int64()), pa.array(xy[:, 0]), pa.array(xy[:, 1]), z, gene, batch["is_control"], cell_ids]
     return pa.RecordBatch.from_arrays(arrays, schema=OUT_SCHEMA)
 
 
@@ -215,11 +202,8 @@ def _check_totals(totals: Totals, sample: Sample, adata: object, where: Path) ->
     if in_any + totals.outside_cells != totals.total or counted != in_any or totals.in_image + totals.outside_image != totals.total:
         raise IstsegError(f"{where}: {totals} do not add up with {counted} counted transcripts; this is a fault of istseg, please report it.")
     expected = {"genes": totals.total, "controls": totals.controls, "total": totals.total + totals.controls}
-    wrong = [
-        f"{k}: {found} read, {sample.transcripts[k]} in sample.json"
-        for k, found in expected.items()
-        if k in sample.transcripts and sample.transcripts[k] != found
-    ]
+    known = {k: (found, sample.transcripts[k]) for k, found in expected.items() if k in sample.transcripts}
+    wrong = [f"{k}: {found} read, {wanted} in sample.json" for k, (found, wanted) in known.items() if found != wanted]
     if wrong:
         raise InputError(f"{where}: is not the whole set of transcripts of {sample.sample} ({'; '.join(wrong)}). Was it cut off? Run convert again.")
 
