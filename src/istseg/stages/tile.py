@@ -1,0 +1,289 @@
+"""tile: `<sample>.zarr` → `tiles/{tiles.json, <tile_id>/, overview.npz}`. Cuts a converted sample into self-contained tiles at working resolution.
+
+Memory holds one tile: pixels are read in strips of one tile, transcripts in batches that are spread over the tiles of a row on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from istseg.artifacts.files import whole
+from istseg.artifacts.sample import Sample, apply_affine
+from istseg.artifacts.tiles import TRANSCRIPT_COLUMNS, Tile, TileIndex
+from istseg.errors import InputError
+from istseg.grid import Box, WindowGrid, tile_id
+from istseg.progress import track
+from istseg.resample import working_image, working_size
+from istseg.tissue import TissueGrid, count_in_squares, find_tissue, grid_shape, stained_squares
+
+log = logging.getLogger("istseg")
+
+OVERVIEW_PX = 1500
+"""Longest side of the overview picture."""
+_BATCH_ROWS = 1 << 18
+_COARSE_UM = 3.0
+_BAND_SLACK_UM = 1.0
+_SPILL = pa.schema([("transcript_id", pa.int64()), ("x_wpx", pa.float64()), ("y_wpx", pa.float64()), ("gene", pa.int32()), ("is_control", pa.bool_())])
+
+
+def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um: float, overlap_um: float, min_transcripts: int) -> None:
+    """Write the tiles of a sample to `out/tiles`.
+
+    Raises
+    ------
+    InputError
+        If the sample's files do not fit together, the overlap is wider than half a window, or there is no tissue at all.
+
+    """
+    sample = Sample.read(sample_json)
+    image = StainImage(zarr, sample)
+    points = Points(zarr, sample)
+    factor = working_um / sample.pixel_size_um
+    overlap = 2 * round(overlap_um / working_um / 2)
+    height, width = working_size(sample.height_px, factor), working_size(sample.width_px, factor)
+    try:
+        grid = WindowGrid(height, width, overlap)
+    except ValueError as error:
+        raise InputError(f"overlap_um {overlap_um} at working_um {working_um}: {error}. Choose a smaller overlap or larger working pixels.") from None
+    n = max(ceil(tile_um / (grid.stride * working_um) - 1e-6), 1)
+    tissue = _tissue(sample, image, points, min_transcripts)
+    if not tissue.own.any():
+        raise InputError(
+            f"{sample.sample}: no tissue found. No square of 24 µm holds {min_transcripts} transcripts or more inside the image, and the nucleus stain "
+            f"{sample.nucleus.name} rises above its background nowhere. Check that image and transcripts belong together, or lower min_transcripts."
+        )
+    to_working = np.diag([1 / factor, 1 / factor, 1.0]) @ sample.affine
+    index = TileIndex(sample.sample, grid.as_dict(), n, working_um, to_working.tolist(), [], [], tissue.fraction)
+    cutter = _Cutter(sample, image, points, grid, n, tissue, factor, to_working)
+    with whole(Path(out) / "tiles") as part:
+        part.mkdir()
+        for ty in track(range(ceil(grid.shape[0] / n)), f"{sample.sample}: rows of tiles"):
+            cutter.row(ty, part, index)
+        _write_overview(part / "overview.npz", image, sample)
+        index.write(part / "tiles.json")
+    log.info("%s: %d tiles, %d without tissue", sample.sample, len(index.tiles), len(index.skipped))
+
+
+class StainImage:
+    """The multiscale image `images/stains` of `<sample>.zarr`, read box by box.
+
+    Raises
+    ------
+    InputError
+        If the image is missing or does not fit sample.json.
+
+    """
+
+    def __init__(self, store: Path, sample: Sample):
+        import zarr
+
+        self._channel = {stain.name: i for i, stain in enumerate(sample.stains)}
+        where = f"{store}/images/stains"
+        try:
+            group = zarr.open_group(str(store), mode="r", path="images/stains")
+            attributes = dict(group.attrs)
+            datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+            self.levels = [group[d["path"]] for d in datasets]
+        except (KeyError, IndexError, OSError, ValueError) as error:
+            raise InputError(f"{where}: is not a multiscale image of the stage convert ({error!r}); run convert again.") from None
+        expected = (len(sample.stains), sample.height_px, sample.width_px)
+        if self.levels[0].shape != expected:
+            raise InputError(f"{where}: has the shape {self.levels[0].shape}, sample.json says {expected}; the two do not belong together.")
+
+    def read(self, stain: str, box: Box, level: int = 0) -> np.ndarray:
+        """(y, x) grey values of a box of a level."""
+        y0, x0, y1, x1 = box
+        return np.asarray(self.levels[level][self._channel[stain], y0:y1, x0:x1])
+
+    def shape(self, level: int) -> tuple[int, int]:
+        """(height, width) of a level."""
+        return self.levels[level].shape[-2:]
+
+    def coarsest(self, height: float) -> int:
+        """The coarsest level that still has `height` rows; the finest when none has."""
+        return max((i for i in range(len(self.levels)) if self.shape(i)[0] >= height), default=0)
+
+
+@dataclass
+class Points:
+    """The transcripts of `<sample>.zarr`, read part by part: part i holds band i in y.
+
+    Raises
+    ------
+    InputError
+        If a part is missing.
+
+    """
+
+    store: Path
+    sample: Sample
+
+    def __post_init__(self) -> None:
+        folder = Path(self.store) / "points" / "transcripts" / "points.parquet"
+        self.parts = [folder / f"part.{i}.parquet" for i in range(len(self.sample.transcript_bands_um))]
+        missing = [
+            f"{part}: no such file, but sample.json names {len(self.parts)} parts of transcripts; run convert again."
+            for part in self.parts
+            if not part.is_file()
+        ]
+        if missing and self.sample.transcripts.get("total", 0):
+            raise InputError(missing)
+        self.parts = [] if missing else self.parts
+        names = [*self.sample.genes, *self.sample.controls]
+        self.categories = pd.Index(names)
+        if not self.categories.is_unique:
+            raise InputError(f"sample.json: names given twice among genes and controls: {sorted(self.categories[self.categories.duplicated()])[:5]}.")
+
+    def batches(self, columns: list[str], band_um: tuple[float, float] = (-np.inf, np.inf)) -> Iterator[pa.RecordBatch]:
+        """Batches of the parts that may hold points with a y in `band_um` (µm from the mosaic's top edge)."""
+        ends = self.sample.transcript_bands_um
+        for i, part in enumerate(self.parts):
+            starts_below = i > 0 and ends[i - 1] - _BAND_SLACK_UM > band_um[1]
+            ends_above = i < len(ends) - 1 and ends[i] + _BAND_SLACK_UM < band_um[0]
+            if starts_below or ends_above:
+                continue
+            with pq.ParquetFile(part) as file:
+                yield from file.iter_batches(_BATCH_ROWS, columns=columns)
+
+    def codes(self, genes: pa.Array) -> np.ndarray:
+        """int32: place of each gene in `categories`."""
+        if not pa.types.is_dictionary(genes.type):
+            genes = genes.dictionary_encode()
+        table = self.categories.get_indexer(pd.Index(genes.dictionary.to_pylist()))
+        used = np.asarray(genes.indices.to_numpy(zero_copy_only=False))
+        codes = table[used] if len(used) else np.empty(0, np.int64)
+        if (codes < 0).any():
+            unknown = genes.dictionary.to_pylist()[int(used[codes < 0][0])]
+            raise InputError(f"{self.store}: the transcripts name {unknown!r}, which sample.json knows neither as a gene nor as a control; run convert again.")
+        return codes.astype(np.int32)
+
+
+@dataclass
+class _Cutter:
+    """Cuts rows of tiles."""
+
+    sample: Sample
+    image: StainImage
+    points: Points
+    grid: WindowGrid
+    n: int
+    tissue: TissueGrid
+    factor: float
+    to_working: np.ndarray
+
+    @property
+    def working_um(self) -> float:
+        return self.factor * self.sample.pixel_size_um
+
+    def row(self, ty: int, folder: Path, index: TileIndex) -> None:
+        """Write the tiles of a row and enter them into the index."""
+        tiles = []
+        for tx in range(ceil(self.grid.shape[1] / self.n)):
+            tile = self._plan(ty, tx)
+            if tile.windows:
+                tiles.append(tile)
+                continue
+            index.skipped.append({"tile_id": tile.tile_id, "core": tile.core, "reason": "no tissue"})
+        if not tiles:
+            return
+        spill = folder / ".spill"
+        spill.mkdir()
+        self._spread(tiles, spill)
+        for tile in tiles:
+            stains = np.stack([self._stain(name, tile.region) for name in tile.stains])
+            tile.write(folder / tile.tile_id, stains, self._gather(spill / tile.tile_id))
+            index.tiles.append(
+                {"tile_id": tile.tile_id, "core": tile.core, "region": tile.region, "n_windows": len(tile.windows), "n_transcripts": tile.n_transcripts}
+            )
+        shutil.rmtree(spill)
+
+    def _plan(self, ty: int, tx: int) -> Tile:
+        def with_tissue(ring: int) -> list[tuple[int, int]]:
+            return [w for w in self.grid.tile_windows(ty, tx, self.n, ring) if self.tissue.touches(self.grid.core(*w), self.working_um)]
+
+        windows = with_tissue(0)
+        stains = [self.sample.nucleus, *self.sample.membranes]
+        return Tile(
+            sample=self.sample.sample,
+            tile_id=tile_id(ty, tx),
+            grid=self.grid.as_dict(),
+            core=self.grid.tile_core(ty, tx, self.n),
+            region=self.grid.tile_region(ty, tx, self.n),
+            windows=windows,
+            ring_windows=sorted(set(with_tissue(1)) - set(windows)),
+            stains=[s.name for s in stains],
+            ranges=[(s.low, s.high) for s in stains],
+            working_um=self.working_um,
+            micron_to_working=self.to_working.tolist(),
+        )
+
+    def _stain(self, name: str, region: Box) -> np.ndarray:
+        return working_image(lambda box: self.image.read(name, box), region, self.factor, (self.sample.height_px, self.sample.width_px))
+
+    def _spread(self, tiles: list[Tile], spill: Path) -> None:
+        """Append the transcripts of the row to one file per tile, in the order of the points."""
+        y0, _, y1, _ = tiles[0].region
+        writers = {t.tile_id: pq.ParquetWriter(spill / t.tile_id, _SPILL) for t in tiles}
+        try:
+            for batch in self.points.batches(["transcript_id", "x", "y", "gene", "is_control"], (y0 * self.working_um, y1 * self.working_um)):
+                at = apply_affine(self.to_working, np.column_stack([batch["x"].to_numpy(), batch["y"].to_numpy()]))
+                columns = [
+                    batch["transcript_id"].to_numpy(),
+                    at[:, 0],
+                    at[:, 1],
+                    self.points.codes(batch["gene"]),
+                    batch["is_control"].to_numpy(zero_copy_only=False),
+                ]
+                in_row = (at[:, 1] >= y0) & (at[:, 1] < y1)
+                for tile in tiles:
+                    _, x0, _, x1 = tile.region
+                    inside = np.flatnonzero(in_row & (at[:, 0] >= x0) & (at[:, 0] < x1))
+                    if len(inside):
+                        writers[tile.tile_id].write_table(pa.table([c[inside] for c in columns], schema=_SPILL))
+        finally:
+            for writer in writers.values():
+                writer.close()
+
+    def _gather(self, path: Path) -> pd.DataFrame:
+        frame = pq.read_table(path).to_pandas()
+        frame["gene"] = pd.Categorical.from_codes(frame["gene"], self.points.categories)
+        return frame[TRANSCRIPT_COLUMNS]
+
+
+def _tissue(sample: Sample, image: StainImage, points: Points, min_transcripts: int) -> TissueGrid:
+    size_um = sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um
+    shape = grid_shape(size_um)
+    counts = np.zeros(shape, np.int64)
+    for batch in points.batches(["x", "y", "is_control"]):
+        genes = ~batch["is_control"].to_numpy(zero_copy_only=False)
+        at = apply_affine(sample.affine, np.column_stack([batch["x"].to_numpy(), batch["y"].to_numpy()])[genes]) * sample.pixel_size_um
+        counts += count_in_squares(at[:, 1], at[:, 0], shape)
+    level = image.coarsest(size_um[0] / _COARSE_UM)
+    nucleus = sample.nucleus
+    stained = stained_squares(lambda box: image.read(nucleus.name, box, level), image.shape(level), size_um, nucleus.high)
+    return find_tissue(counts, stained, min_transcripts, size_um)
+
+
+def _write_overview(path: Path, image: StainImage, sample: Sample) -> None:
+    """`stains` uint16 (c, y, x), `stain_names`, `um_per_px`, `origin` (x, y in µm from the mosaic's top left corner) of the whole sample."""
+    longest = max(sample.height_px, sample.width_px)
+    scale = min(OVERVIEW_PX / longest, 1.0)
+    level = image.coarsest(sample.height_px * scale)
+    shape = image.shape(level)
+    factor = max(shape) / (longest * scale)
+    box = (0, 0, working_size(shape[0], factor), working_size(shape[1], factor))
+    names = [s.name for s in (sample.nucleus, *sample.membranes)]
+    stains = [working_image(lambda b, name=name: image.read(name, b, level), box, factor, shape) for name in names]
+    um_per_px = sample.pixel_size_um / scale
+    with whole(path) as part, open(part, "wb") as stream:
+        np.savez_compressed(stream, stains=np.stack(stains), stain_names=np.array(names), um_per_px=um_per_px, origin=np.zeros(2))
