@@ -1,0 +1,228 @@
+"""Field of flows → cells: every cell pixel follows the flow; pixels that end at one sink are one cell [Cellpose, Stringer et al. 2021; paper: inference].
+
+Written to be local. A cell depends on the field near it only (path length + its own size), positions are kept relative to each pixel's own place so that rounding
+does not depend on where the array begins, and ties are broken by the order of rows and columns, which is the same in every array. Two tiles that both see a cell give the same cell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from istseg.network.flows import solve_cells
+
+_SEED_HALF = 2
+"""A sink is the fullest pixel of its 5 × 5 neighbourhood."""
+_SEED_PATHS = 10
+"""More paths than this must end there."""
+_GROW_STEPS = 5
+_GROW_PATHS = 2
+"""A sink grows by so many pixels over pixels where more paths than this end."""
+_POINTS = {"cpu": 2**15, "cuda": 2**24}
+"""Points that are followed together: on a CPU they should stay in the cache."""
+
+
+@torch.inference_mode()
+def labels_from_field(
+    field: Tensor | np.ndarray,
+    logit_threshold: float = -0.5,
+    min_flow: float = 0.0,
+    flow_error: float = 0.9,
+    min_area_wpx: float = 200.0,
+    steps: int = 60,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Cells of a field.
+
+    Parameters
+    ----------
+    field
+        (3, H, W) float32: flow y, flow x in unit scale, logit.
+    logit_threshold
+        A pixel is cell where the logit is above it.
+    min_flow
+        Cells whose mean flow is shorter are dropped: where the network is unsure its flow shrinks. 0 keeps all.
+    flow_error
+        Cells are dropped whose field differs by a larger mean squared distance from the flow that their own shape would have; 0 keeps all.
+    min_area_wpx
+        Smallest area in pixels.
+    steps
+        Steps of at most about a pixel: the longest way from a cell's rim to its centre.
+
+    Returns
+    -------
+    (H, W) int32 labels 1…n. Each label is one 4-connected part without holes.
+    """
+    field = torch.as_tensor(field, dtype=torch.float32, device=device)
+    labels = _sinks(field, logit_threshold, steps)
+    if labels is None:
+        return np.zeros(field.shape[1:], np.int32)
+    labels = _tidy(labels.cpu().numpy(), min_area_wpx)
+    if min_flow <= 0 and flow_error <= 0:
+        return labels
+    keep = _trusted(field, torch.as_tensor(labels, device=device), min_flow, flow_error)
+    return _renumber(labels, keep)
+
+
+def follow(flow: Tensor, y: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Where points end that follow a flow by Euler steps with bilinear interpolation.
+
+    Parameters
+    ----------
+    flow
+        (2, H, W) float32, pixels per step (y, x).
+    y, x
+        (P,) int64 starting pixels.
+
+    Returns
+    -------
+    (P,) int64 rows and columns of the pixels where they end (cut to whole pixels, as Cellpose does).
+    """
+    height, width = flow.shape[1:]
+    # One row and column more: the pixel after the last one is read with weight 0.
+    padded = F.pad(flow, (0, 1, 0, 1)).reshape(2, -1)
+    ends_y, ends_x = torch.empty_like(y), torch.empty_like(x)
+    size = _POINTS.get(flow.device.type, _POINTS["cpu"])
+    for start in range(0, len(y), size):
+        part = slice(start, start + size)
+        ends_y[part], ends_x[part] = _follow(padded[0], padded[1], y[part], x[part], height, width, steps)
+    return ends_y, ends_x
+
+
+def _follow(flow_y: Tensor, flow_x: Tensor, y: Tensor, x: Tensor, height: int, width: int, steps: int) -> tuple[Tensor, Tensor]:
+    row = width + 1
+    home = y * row + x
+    # The way from the starting pixel, not the place: float32 rounds alike wherever the array begins.
+    way_y, way_x = torch.zeros_like(y, dtype=torch.float32), torch.zeros_like(y, dtype=torch.float32)
+    low_y, low_x = -y.float(), -x.float()
+    high_y, high_x = low_y + (height - 1), low_x + (width - 1)
+    for _ in range(steps):
+        whole_y, whole_x = way_y.floor(), way_x.floor()
+        base = torch.add(whole_x, whole_y, alpha=row).long().add_(home)
+        right, below = base + 1, base + row
+        corners = base, right, below, below + 1
+        part_y, part_x = way_y - whole_y, way_x - whole_x
+        way_y = (way_y + _bilinear(flow_y, corners, part_y, part_x)).clamp_(low_y, high_y)
+        way_x = (way_x + _bilinear(flow_x, corners, part_y, part_x)).clamp_(low_x, high_x)
+    return y + way_y.floor().long(), x + way_x.floor().long()
+
+
+def _bilinear(values: Tensor, corners: tuple[Tensor, Tensor, Tensor, Tensor], part_y: Tensor, part_x: Tensor) -> Tensor:
+    """Between four corners (upper left, upper right, lower left, lower right), weights by the parts of a pixel."""
+    upper_left, upper_right, lower_left, lower_right = (values.index_select(0, c) for c in corners)
+    upper = torch.lerp(upper_left, upper_right, part_x)
+    return torch.lerp(upper, torch.lerp(lower_left, lower_right, part_x), part_y)
+
+
+def _sinks(field: Tensor, logit_threshold: float, steps: int) -> Tensor | None:
+    """(H, W) int32 label of the sink at which each pixel ends; None without any."""
+    foreground = field[2] > logit_threshold
+    y, x = torch.nonzero(foreground, as_tuple=True)
+    height, width = foreground.shape
+    if not len(y):
+        return None
+    ends_y, ends_x = follow(field[:2] * foreground, y, x, steps)
+    ends = ends_y * width + ends_x
+    paths = torch.bincount(ends, minlength=height * width).reshape(height, width)
+    seeds = _seeds(paths)
+    if not len(seeds):
+        return None
+    # float32 holds whole numbers up to 2^24 exactly: far more sinks than a tile has.
+    rank = torch.zeros(height * width, dtype=torch.float32, device=field.device)
+    rank[seeds] = torch.arange(1, len(seeds) + 1, dtype=torch.float32, device=field.device)
+    rank = rank.reshape(1, 1, height, width)
+    passable = (paths > _GROW_PATHS)[None, None]
+    for _ in range(_GROW_STEPS):
+        # The strongest sink in reach takes a pixel, also another sink: this joins sinks that split one cell.
+        rank = torch.where(passable, F.max_pool2d(rank, 3, 1, 1), rank)
+    labels = torch.zeros((height, width), dtype=torch.int32, device=field.device)
+    labels[y, x] = rank.reshape(-1)[ends].int()
+    return labels
+
+
+def _seeds(paths: Tensor) -> Tensor:
+    """(S,) flat places of the sinks, weakest first; of equals the one further down or right is the weaker."""
+    height, width = paths.shape
+    y, x = torch.nonzero(paths > _SEED_PATHS, as_tuple=True)
+    own = paths[y, x]
+    padded = F.pad(paths, (_SEED_HALF,) * 4)
+    best = torch.ones_like(own, dtype=torch.bool)
+    for dy in range(-_SEED_HALF, _SEED_HALF + 1):
+        for dx in range(-_SEED_HALF, _SEED_HALF + 1):
+            other = padded[y + dy + _SEED_HALF, x + dx + _SEED_HALF]
+            before = (dy, dx) < (0, 0)
+            best &= (other < own) if before else (other <= own)
+    flat, strength = (y * width + x)[best], own[best]
+    descending = torch.flip(flat, (0,))
+    return descending[torch.argsort(torch.flip(strength, (0,)), stable=True)]
+
+
+def _tidy(labels: np.ndarray, min_area: float) -> np.ndarray:
+    """Largest 4-connected part of each label, parts below the area dropped, holes filled; numbered by rows."""
+    from skimage.measure import label as connected
+
+    parts = connected(labels, background=0, connectivity=1)
+    area = np.bincount(parts.ravel())
+    owner = np.zeros(len(area), np.int64)
+    owner[parts.ravel()] = labels.ravel()
+    # Parts are numbered by their first pixel: of equal parts the first one stays.
+    order = np.lexsort((np.arange(len(area)), -area, owner))
+    first = np.ones(len(order), bool)
+    first[1:] = owner[order][1:] != owner[order][:-1]
+    keep = np.zeros(len(area), bool)
+    keep[order[first]] = True
+    keep &= area >= min_area
+    keep[0] = False
+    return _fill_holes(_renumber(parts, keep))
+
+
+def _fill_holes(labels: np.ndarray) -> np.ndarray:
+    """Give background that one cell encloses to that cell."""
+    from skimage.measure import label as connected
+
+    holes = connected(labels == 0, background=0, connectivity=1)
+    n = int(holes.max()) + 1
+    low, high = np.full(n, np.iinfo(np.int32).max, np.int32), np.zeros(n, np.int32)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:]), (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, :-1], np.s_[:, 1:])):
+        touching = (labels[a] == 0) & (labels[b] > 0)
+        hole, cell = holes[a][touching], labels[b][touching]
+        np.minimum.at(low, hole, cell)
+        np.maximum.at(high, hole, cell)
+    filled = np.where(low == high, low, 0).astype(np.int32)
+    for edge in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
+        filled[edge] = 0
+    filled[0] = 0
+    return np.where(labels == 0, filled[holes], labels).astype(np.int32)
+
+
+def _trusted(field: Tensor, labels: Tensor, min_flow: float, flow_error: float) -> np.ndarray:
+    """(n + 1,) bool by label: mean flow long enough, and the field like the flow of the cell's own shape."""
+    y, x = torch.nonzero(labels, as_tuple=True)
+    n = int(labels.max()) if len(y) else 0
+    keep = np.zeros(n + 1, bool)
+    if not n:
+        return keep
+    cell = labels[y, x].long() - 1
+    flow = field[:2, y, x].T
+    keep[1:] = _means(cell, flow.square().sum(1).sqrt(), n) >= min_flow
+    if flow_error <= 0:
+        return keep
+    error = torch.empty(len(y), device=field.device)
+    for at, reference, _ in solve_cells(cell, y, x, n):
+        error[at] = (reference - flow[at]).square().sum(1)
+    keep[1:] &= _means(cell, error, n) <= flow_error
+    return keep
+
+
+def _means(cell: Tensor, values: Tensor, n: int) -> np.ndarray:
+    """Mean of each cell. On the CPU and in the order of the rows, so that a sum does not depend on the array or on threads."""
+    cell, values = cell.cpu().numpy(), values.double().cpu().numpy()
+    return np.bincount(cell, weights=values, minlength=n) / np.bincount(cell, minlength=n)
+
+
+def _renumber(labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Labels that stay, numbered 1…n in their order; the others become 0."""
+    new = np.cumsum(keep, dtype=np.int32) * keep
+    return new[labels].astype(np.int32)

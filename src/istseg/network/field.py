@@ -1,0 +1,131 @@
+"""One field of flows and logits over a tile, blended from windows of the sample's grid.
+
+A window's prediction depends on the pixels of that window only, and the weights of the blend on the grid only: two tiles that both see a place get the same numbers there,
+bit for bit (docs/architecture.md). Used by the network and by every teacher that predicts flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from istseg.artifacts.tiles import Tile
+from istseg.grid import Box, WindowGrid
+
+NO_TISSUE_LOGIT = np.float32(-1e4)
+"""Logit where no window was computed."""
+
+Inputs = Callable[[Tile, Box], np.ndarray]
+Predict = Callable[[Tensor], Tensor]
+
+
+def blend_windows(
+    tile: Tile, predict: Predict, windows: Sequence[tuple[int, int]] | None = None, batch_size: int = 1, inputs: Inputs | None = None
+) -> np.ndarray:
+    """Predict windows and blend them over the tile's region.
+
+    Parameters
+    ----------
+    tile
+        Read window by window; the region is never in memory as a whole.
+    predict
+        (batch_size, C, window, window) float32 on the CPU → (batch_size, 3, window, window) float32 on any device: flow y, flow x (unit scale) and logit.
+        The batch always has the same size (the last one is filled with zeros), so the arithmetic does not depend on how many windows there are.
+    windows
+        (gy, gx) to compute; default: the tile's own and those of its ring.
+    inputs
+        Makes the (C, window, window) float32 input of a window box; default: `stain_window`.
+
+    Returns
+    -------
+    (3, h, w) float32 over the region: flow y, flow x, logit. Where no window was computed the flow is 0 and the logit `NO_TISSUE_LOGIT`.
+    """
+    grid = tile.window_grid
+    chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))
+    height, width = tile.shape
+    field = np.zeros((3, height, width), np.float32)
+    weight = np.zeros((height, width), np.float32)
+    window_weight = taper(grid)
+    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window):
+        box = grid.window_box(*at)
+        inside, place = _overlap(box, tile.region)
+        w = window_weight[inside]
+        field[:, *place] += predicted[:, *inside] * w
+        weight[place] += w
+    seen = weight > 0
+    np.divide(field, weight, out=field, where=seen)
+    field[2][~seen] = NO_TISSUE_LOGIT
+    return field
+
+
+def stain_window(tile: Tile, box: Box) -> np.ndarray:
+    """(C, h, w) float32 normalised stains of a window box, reflected outside the mosaic."""
+    rows, columns, cover = _reflection(tile, box)
+    stains = tile.normalised(cover)
+    return stains[:, rows[:, None], columns]
+
+
+def count_window(tile: Tile, counts: np.ndarray, box: Box) -> np.ndarray:
+    """(h, w) of a window box from `counts` = `tile.transcript_counts()` of the region, reflected outside the mosaic."""
+    rows, columns, cover = _reflection(tile, box)
+    y, x = cover[0] - tile.region[0], cover[1] - tile.region[1]
+    return counts[rows[:, None] + y, columns + x]
+
+
+def reflect(start: int, stop: int, size: int) -> np.ndarray:
+    """Indices in [0, size) of the places [start, stop): beyond the ends they run back, ends repeated (`np.pad(mode="symmetric")`), as often as needed."""
+    at = np.arange(start, stop) % (2 * size)
+    return np.where(at < size, at, 2 * size - 1 - at)
+
+
+def taper(grid: WindowGrid) -> np.ndarray:
+    """(window, window) float32 weights: 1 in the middle, falling linearly over the overlap; those of neighbouring windows sum to 1."""
+    line = np.ones(grid.window, np.float32)
+    if grid.overlap:
+        ramp = (np.arange(grid.overlap, dtype=np.float32) + np.float32(0.5)) / np.float32(grid.overlap)
+        line[: grid.overlap] = ramp
+        line[-grid.overlap :] = ramp[::-1]
+    return line[:, None] * line
+
+
+def _predictions(tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Prediction of each window in order; the next batch is read while one is computed."""
+    grid = tile.window_grid
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+
+    def read(batch: list[tuple[int, int]]) -> Tensor:
+        arrays = [np.asarray(inputs(tile, grid.window_box(*at)), np.float32) for at in batch]
+        stack = np.zeros((batch_size, *arrays[0].shape), np.float32)
+        stack[: len(arrays)] = arrays
+        return torch.from_numpy(stack)
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(read, batches[0]) if batches else None
+        for i, batch in enumerate(batches):
+            ready = waiting.result()
+            waiting = reader.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
+            predicted = predict(ready).float().cpu().numpy()
+            yield from zip(batch, predicted, strict=False)
+
+
+def _reflection(tile: Tile, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:
+    """Rows and columns of a window box, reflected at the mosaic's edge, relative to the smallest box that holds them all."""
+    grid = tile.window_grid
+    rows, columns = reflect(box[0], box[2], grid.height), reflect(box[1], box[3], grid.width)
+    cover = (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
+    y0, x0, y1, x1 = tile.region
+    if cover[0] < y0 or cover[1] < x0 or cover[2] > y1 or cover[3] > x1:
+        raise ValueError(f"window {box} needs {cover}, which is not inside the region {tile.region} of the tile {tile.tile_id}")
+    return rows - cover[0], columns - cover[1], cover
+
+
+def _overlap(box: Box, region: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of what a box and a region share: in the box, in the region."""
+    y0, x0 = max(box[0], region[0]), max(box[1], region[1])
+    y1, x1 = min(box[2], region[2]), min(box[3], region[3])
+    inside = slice(y0 - box[0], y1 - box[0]), slice(x0 - box[1], x1 - box[1])
+    return inside, (slice(y0 - region[0], y1 - region[0]), slice(x0 - region[1], x1 - region[1]))
