@@ -1,0 +1,261 @@
+"""`<sample>.zarr`: SpatialData (zarr v3, the on-disk form of spatialdata 0.7) written as a stream.
+
+Image `stains` (multiscale NGFF), points `transcripts` (one parquet part for each band in y), shapes `vendor_cells`. The coordinate system
+`global` is the `micron` frame: points and shapes lie in it as they are, the image is mapped into it by the affine of `sample.json`.
+spatialdata itself is not imported: it needs seconds to load and the whole image at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import geopandas as gpd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from istseg.errors import InputError
+
+IMAGE, POINTS, SHAPES = "stains", "transcripts", "vendor_cells"
+CHUNK = 512
+"""Side of a chunk, and height of the strips that `ImageWriter` takes."""
+SHARD_WIDTH = 16 * CHUNK
+"""A shard is one row of chunks of this width: few files, and a strip fills whole shards."""
+SPATIALDATA = "0.7.3"
+_SMALLEST = 512
+"""Levels are made until the longer side is at most this, at least two."""
+
+
+class ImageWriter:
+    """Write the pyramid from strips, top to bottom; holds one chunk row of every level at most.
+
+    Parameters
+    ----------
+    root
+        The zarr store.
+    names
+        Names of the channels.
+    height, width
+        Full resolution.
+    pixel_to_micron
+        (3, 3) affine.
+    """
+
+    def __init__(self, root: Path, names: list[str], height: int, width: int, pixel_to_micron: np.ndarray):
+        self._root, self._names, self._affine = root, names, pixel_to_micron
+        self._levels: list[_Level] = []
+        while True:
+            self._levels.append(_Level(root / "images" / IMAGE / f"s{len(self._levels)}", (len(names), height, width)))
+            if (len(self._levels) > 1 and max(height, width) <= _SMALLEST) or min(height, width) < 2:
+                break
+            height, width = height // 2, width // 2
+
+    def write(self, strip: np.ndarray) -> None:
+        """Append a strip (c, h, x) uint16; every strip but the last one must be `CHUNK` rows high (ValueError)."""
+        self._push(0, strip)
+
+    def close(self) -> None:
+        """Write what is left and the metadata.
+
+        Raises
+        ------
+        ValueError
+            If rows are missing.
+        """
+        for index, level in enumerate(self._levels):
+            rest = level.flush()
+            if rest is not None:
+                self._push_half(index, rest)
+        short = [level for level in self._levels if level.y != level.array.shape[1]]
+        if short:
+            raise ValueError(f"{short[0].y} of {short[0].array.shape[1]} rows were written")
+        _group(self._root / "images" / IMAGE, self._attributes())
+
+    def _push(self, index: int, rows: np.ndarray) -> None:
+        for block in self._levels[index].add(rows):
+            self._push_half(index, block)
+
+    def _push_half(self, index: int, block: np.ndarray) -> None:
+        if index + 1 < len(self._levels):
+            half = halve(block)
+            if half.shape[1]:
+                self._push(index + 1, half)
+
+    def _attributes(self) -> dict[str, Any]:
+        a = np.asarray(self._affine, float)
+        affine = [[1.0, 0.0, 0.0, 0.0], [0.0, a[1, 1], a[1, 0], a[1, 2]], [0.0, a[0, 1], a[0, 0], a[0, 2]]]
+        space = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
+        to_micron = {"type": "affine", "affine": affine, "input": {"name": "cyx", "axes": space}, "output": {"name": "global", "axes": space}}
+        scales = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0**i, 2.0**i]}]} for i in range(len(self._levels))]
+        axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+        image = {"datasets": scales, "name": f"/images/{IMAGE}", "axes": axes, "coordinateTransformations": [to_micron]}
+        ome = {"omero": {"channels": [{"label": n} for n in self._names]}, "version": "0.5-dev-spatialdata", "multiscales": [image]}
+        return {"ome": ome, "spatialdata_attrs": {"version": "0.3"}}
+
+
+class _Level:
+    """One level: rows wait until they fill a row of chunks."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]):
+        wide = min(SHARD_WIDTH, -(-shape[2] // CHUNK) * CHUNK)
+        self.array = zarr.create_array(
+            path,
+            shape=shape,
+            dtype="uint16",
+            chunks=(1, CHUNK, CHUNK),
+            shards=(1, CHUNK, wide),
+            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=2),
+            fill_value=0,
+            dimension_names=("c", "y", "x"),
+        )
+        self.y = 0
+        self._wide = wide
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Keep rows; give the full chunk rows that were written."""
+        height = sum(r.shape[1] for r in self._waiting) + rows.shape[1]
+        if height < CHUNK:
+            self._waiting.append(rows)
+            return []
+        if height > CHUNK:
+            raise ValueError(f"strips must be {CHUNK} rows high and not reach across a row of chunks")
+        block = np.concatenate([*self._waiting, rows], axis=1) if self._waiting else rows
+        self._waiting = []
+        self._write(block)
+        return [block]
+
+    def flush(self) -> np.ndarray | None:
+        """Write what waits at the lower edge."""
+        if not self._waiting:
+            return None
+        block = np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        self._write(block)
+        return block
+
+    def _write(self, block: np.ndarray) -> None:
+        y1 = self.y + block.shape[1]
+        for channel in range(block.shape[0]):
+            for x0 in range(0, block.shape[2], self._wide):
+                self.array[channel, self.y : y1, x0 : x0 + self._wide] = block[channel, :, x0 : x0 + self._wide]
+        self.y = y1
+
+
+def halve(block: np.ndarray) -> np.ndarray:
+    """Mean of 2 × 2 pixels, (c, y, x) → (c, y // 2, x // 2); an odd last row or column is left out."""
+    c, height, width = block.shape
+    h, w = height // 2, width // 2
+    if not h or not w:
+        return np.empty((c, h, w), block.dtype)
+    return np.stack([cv2.resize(np.ascontiguousarray(plane[: 2 * h, : 2 * w]), (w, h), interpolation=cv2.INTER_AREA) for plane in block])
+
+
+def write_points_metadata(root: Path) -> Path:
+    """Write the metadata of the points; give the folder for their parts."""
+    attributes = {"encoding-type": "ngff:points", **_identity("xyz"), "spatialdata_attrs": {"feature_key": "gene", "version": "0.2"}}
+    _group(root / "points" / POINTS, attributes)
+    parts = root / "points" / POINTS / "points.parquet"
+    parts.mkdir()
+    return parts
+
+
+def write_shapes(root: Path, ids: list[str], polygons: list[Any]) -> None:
+    """Write polygons (µm) with their ids as index."""
+    _group(root / "shapes" / SHAPES, {"encoding-type": "ngff:shapes", **_identity("xy"), "spatialdata_attrs": {"version": "0.3"}})
+    frame = gpd.GeoDataFrame({"cell_id": ids}, geometry=polygons, index=ids)
+    frame.to_parquet(root / "shapes" / SHAPES / "shapes.parquet")
+
+
+def finish(root: Path, elements: list[str]) -> None:
+    """Write the metadata of the store; `elements` are the folders that hold something (`images`, `points`, `shapes`)."""
+    for kind in elements:
+        _group(root / kind, {})
+    _group(root, {"spatialdata_attrs": {"version": "0.2", "spatialdata_software_version": SPATIALDATA}})
+    with warnings.catch_warnings():
+        # zarr does not know the parquet files that spatialdata keeps inside groups.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(root, zarr_format=3)
+
+
+def _group(path: Path, attributes: dict[str, Any]) -> None:
+    zarr.create_group(path, attributes=attributes, zarr_format=3)
+
+
+def _identity(axes: str) -> dict[str, Any]:
+    spaces = [{"name": name, "type": "space", "unit": "micrometer"} for name in axes]
+    ends = {"input": {"name": axes, "axes": spaces}, "output": {"name": "global", "axes": spaces}}
+    return {"axes": list(axes), "coordinateTransformations": [{"type": "identity", **ends}]}
+
+
+def image_level(root: str | Path, level: int = 0) -> zarr.Array:
+    """Lazy (c, y, x) uint16 array of a level of the image; level 0 is full resolution.
+
+    Raises
+    ------
+    InputError
+        If the store or the level is not there.
+    """
+    path = Path(root) / "images" / IMAGE / f"s{level}"
+    if not path.is_dir():
+        raise InputError(f"{path}: is not there; {root} should be the <sample>.zarr of the stage convert. Run convert again.")
+    return zarr.open_array(path, mode="r")
+
+
+def n_levels(root: str | Path) -> int:
+    """Number of levels of the image."""
+    return len(list((Path(root) / "images" / IMAGE).glob("s[0-9]*")))
+
+
+def transcript_parts(points: str | Path) -> list[Path]:
+    """Parts of a `points.parquet` folder in the order of their bands; `points` may also be the `<sample>.zarr`.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    folder = Path(points)
+    inside = folder / "points" / POINTS / "points.parquet"
+    folder = inside if inside.is_dir() else folder
+    parts = sorted(folder.glob("part.*.parquet"), key=lambda p: int(p.name.split(".")[1]))
+    if not parts:
+        raise InputError(f"{folder}: holds no parts of transcripts; it should be the points.parquet of the stage convert. Run convert again.")
+    return parts
+
+
+def bands_between(bands_um: list[float], y0_um: float, y1_um: float) -> range:
+    """Bands that may hold transcripts with y in [y0, y1) µm from the mosaic's upper edge. The first and the last band also hold what lies outside the mosaic."""
+    first = int(np.searchsorted(bands_um, y0_um, side="right"))
+    last = int(np.searchsorted(bands_um, y1_um, side="left"))
+    return range(min(first, len(bands_um) - 1), min(last, len(bands_um) - 1) + 1)
+
+
+def point_schema(genes: list[str]) -> pa.Schema:
+    """Schema of the parts; `gene` is a category with all genes, then all controls, of the sample."""
+    import pandas as pd
+
+    empty = pd.DataFrame(
+        {
+            "x": np.empty(0),
+            "y": np.empty(0),
+            "z": np.empty(0, np.float32),
+            "gene": pd.Categorical([], categories=genes),
+            "is_control": np.empty(0, bool),
+            "transcript_id": np.empty(0, np.int64),
+            "vendor_cell": pd.Series([], dtype=object),
+        }
+    )
+    metadata = pa.Table.from_pandas(empty, preserve_index=False).schema.metadata
+    types = [("x", pa.float64()), ("y", pa.float64()), ("z", pa.float32()), ("gene", pa.dictionary(pa.int32(), pa.string()))]
+    types += [("is_control", pa.bool_()), ("transcript_id", pa.int64()), ("vendor_cell", pa.string())]
+    return pa.schema(types, metadata=metadata)
+
+
+def open_part(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writer of one part."""
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)

@@ -1,0 +1,63 @@
+"""Exact histograms of the grey values of every stain, gathered while the image streams."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_VALUES = 1 << 16
+_PIECE = 1 << 20
+
+
+class Histograms:
+    """Histograms of uint16 grey values over the pixels that were imaged: those where any stain is above 0.
+
+    Mosaics have areas that were never imaged; counting them would pull the percentiles down by the shape of the region.
+
+    Parameters
+    ----------
+    n
+        Number of stains.
+    """
+
+    def __init__(self, n: int):
+        self.counts = np.zeros((n, _VALUES), np.int64)
+
+    def add(self, strip: np.ndarray) -> None:
+        """Add a strip (c, h, x) uint16."""
+        flat = strip.reshape(strip.shape[0], -1)
+        for start in range(0, flat.shape[1], _PIECE):
+            piece = flat[:, start : start + _PIECE]
+            empty = piece.shape[1] - int(np.count_nonzero(np.bitwise_or.reduce(piece, axis=0)))
+            for counts, values in zip(self.counts, piece, strict=True):
+                counts += np.bincount(values, minlength=_VALUES)
+                counts[0] -= empty
+
+    @property
+    def n_pixels(self) -> int:
+        """Imaged pixels."""
+        return int(self.counts[0].sum()) if len(self.counts) else 0
+
+    def percentile(self, channel: int, q: float) -> float:
+        """As `numpy.percentile` with linear interpolation; 0 without imaged pixels."""
+        counts = self.counts[channel]
+        total = int(counts.sum())
+        if not total:
+            return 0.0
+        rank = (total - 1) * q / 100
+        cumulative = np.cumsum(counts)
+        low, high = (int(np.searchsorted(cumulative, r, side="right")) for r in (int(np.floor(rank)), int(np.ceil(rank))))
+        return float(low + (high - low) * (rank - np.floor(rank)))
+
+    def summary(self, channel: int, largest: int) -> dict[str, float]:
+        """Fields `low`, `high`, `minimum`, `maximum`, `mean`, `saturated_fraction` of a stain; `largest` is the largest value of the raw type."""
+        counts = self.counts[channel]
+        there = np.flatnonzero(counts)
+        total = max(int(counts.sum()), 1)
+        return {
+            "low": self.percentile(channel, 1),
+            "high": self.percentile(channel, 99),
+            "minimum": float(there[0]) if len(there) else 0.0,
+            "maximum": float(there[-1]) if len(there) else 0.0,
+            "mean": float(counts @ np.arange(_VALUES)) / total,
+            "saturated_fraction": float(counts[largest]) / total,
+        }

@@ -1,0 +1,171 @@
+"""Large raw tables (csv, csv.gz, parquet) as a stream of Arrow tables with checked columns."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from istseg.errors import InputError
+
+BLOCK_BYTES = 8 << 20
+SAMPLE_BYTES = 4 << 20
+SAMPLE_PLACES = 5
+_NULLS = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
+_MAX_HEADER = 1 << 22
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def header(path: Path) -> list[str]:
+    """Column names.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or has no header.
+    """
+    try:
+        if is_parquet(path):
+            return pq.read_schema(path).names
+        opened = gzip.open(path, "rb") if is_gzip(path) else open(path, "rb")
+        with opened as stream:
+            line = stream.readline(_MAX_HEADER)
+    except (OSError, EOFError, pa.ArrowInvalid, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}). Was it copied in full?") from None
+    if not line.strip():
+        raise InputError(f"{path}: is empty. Was it copied in full?")
+    try:
+        names = next(csv.reader(io.StringIO(line.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError(f"{path}: is not a text table; its first line cannot be read as UTF-8.") from None
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+        raise InputError(f"{path}: the columns are separated by {'tabs' if chr(9) in names[0] else 'semicolons'}, they must be by commas.")
+    return [name.strip() for name in names]
+
+
+def find_column(names: list[str], *wanted: str) -> str | None:
+    """First of the wanted names that is there, whatever its case."""
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((lower[w.lower()] for w in wanted if w.lower() in lower), None)
+
+
+def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+    """Give the wanted columns in blocks of bounded size, in the order of the rows.
+
+    Raises
+    ------
+    InputError
+        On a malformed row, a value that is no number, or a file cut off.
+    """
+    schema = pa.schema(list(columns.items()))
+    try:
+        if is_parquet(path):
+            with pq.ParquetFile(path) as stored:
+                for batch in stored.iter_batches(batch_size=1 << 18, columns=list(columns)):
+                    yield _cast(pa.Table.from_batches([batch]), schema, path)
+            return
+        with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "gzip") if is_gzip(path) else raw as source:
+            yield from (pa.Table.from_batches([batch]).select(schema.names) for batch in _csv(source, columns) if batch.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: {_explain(error)}") from None
+
+
+def sample(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Rows from several places of the table, bounded in number: all rows of a small table; only its first part when compressed.
+
+    Raises
+    ------
+    InputError
+        As `stream`.
+    """
+    schema = pa.schema(list(columns.items()))
+    try:
+        if is_parquet(path):
+            with pq.ParquetFile(path) as stored:
+                return _cast(_parquet_sample(stored, list(columns)), schema, path)
+        size = os.path.getsize(path)
+        if is_gzip(path):
+            with gzip.open(path, "rb") as opened:
+                text = opened.read(SAMPLE_BYTES * SAMPLE_PLACES)
+                text = text if not opened.read(1) else text[: text.rfind(b"\n") + 1]
+            return _parse(text, columns, schema)
+        with open(path, "rb") as opened:
+            if size <= SAMPLE_BYTES * SAMPLE_PLACES:
+                return _parse(opened.read(), columns, schema)
+            head = opened.readline(_MAX_HEADER)
+            parts = []
+            for place in range(SAMPLE_PLACES):
+                opened.seek(max(len(head), (size - SAMPLE_BYTES) * place // (SAMPLE_PLACES - 1)))
+                if place:
+                    opened.readline(_MAX_HEADER)
+                text = opened.read(SAMPLE_BYTES)
+                last = place == SAMPLE_PLACES - 1
+                parts.append(_parse(head + (text if last else text[: text.rfind(b"\n") + 1]), columns, schema))
+        return pa.concat_tables(parts)
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: {_explain(error)}") from None
+
+
+def _parquet_sample(stored: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    groups = stored.metadata.num_row_groups
+    if not groups:
+        return stored.schema_arrow.empty_table().select(columns)
+    places = sorted({groups * i // SAMPLE_PLACES for i in range(SAMPLE_PLACES)})
+    tables = [next(stored.iter_batches(batch_size=100_000, row_groups=[g], columns=columns), None) for g in places]
+    return pa.Table.from_batches([t for t in tables if t is not None], schema=stored.schema_arrow if not any(tables) else None)
+
+
+def _csv(source: object, columns: dict[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
+    return pa.csv.open_csv(
+        source,
+        read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+        convert_options=pa.csv.ConvertOptions(include_columns=list(columns), column_types=columns, null_values=_NULLS, strings_can_be_null=True),
+    )
+
+
+def _parse(text: bytes, columns: dict[str, pa.DataType], schema: pa.Schema) -> pa.Table:
+    with _csv(pa.BufferReader(text), columns) as reader:
+        return reader.read_all().select(schema.names)
+
+
+def _cast(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+    arrays = []
+    for wanted in schema:
+        column = table.column(wanted.name)
+        if pa.types.is_dictionary(column.type):
+            column = pc.cast(column, column.type.value_type)
+        if pa.types.is_floating(column.type) and pa.types.is_string(wanted.type):
+            raise InputError(
+                f"{path}: the column {wanted.name} holds floating-point numbers; long ids lose digits that way. Store it as whole numbers or text."
+            )
+        arrays.append(column.cast(wanted.type))
+    return pa.table(arrays, schema=schema)
+
+
+def _explain(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "Expected" in text and "columns" in text:
+        return f"a row has the wrong number of columns ({text[:300]}). Was the file cut off or edited?"
+    if "conversion error" in text:
+        return f"a value cannot be read ({text[:300]}). Correct the table."
+    if "ncompress" in text or "Truncated" in text or "end-of-stream" in text or "gzip" in text.lower() or "zlib" in text.lower():
+        return f"the compressed file is damaged or cut off ({text[:200]}). Copy it again."
+    if "Empty CSV" in text:
+        return "is empty. Was it copied in full?"
+    return f"cannot be read ({text[:300]})."

@@ -1,0 +1,152 @@
+"""TIFF pages read by rows, whatever their layout: uncompressed, tiled, compressed; never more than a band of segments in memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+ALLOWED = ("uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class PageInfo:
+    """One page: (height, width) and type; `description` is its ImageDescription."""
+
+    path: Path
+    page: int
+    shape: tuple[int, int]
+    dtype: str
+    description: str = ""
+    band_rows: int = 1
+
+
+def inspect(path: Path, problems: list[str], allowed: tuple[str, ...] = ALLOWED) -> list[PageInfo]:
+    """Check all pages of a TIFF by their headers; problems are appended. Empty when the file cannot be used."""
+    noisy = logging.getLogger("tifffile")
+    level, found = noisy.level, len(problems)
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        size = path.stat().st_size
+        with tifffile.TiffFile(path) as tif:
+            pages = [_page(path, i, page, size, problems, allowed) for i, page in enumerate(tif.pages)]
+    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError) as error:
+        problems.append(f"{path}: cannot be read as TIFF ({str(error)[:200] or type(error).__name__}). Was it copied in full?")
+        return []
+    finally:
+        noisy.setLevel(level)
+    if not pages and len(problems) == found:
+        problems.append(f"{path}: holds no image. Was it copied in full?")
+    return [] if len(problems) > found else pages
+
+
+def _page(path: Path, index: int, page: tifffile.TiffPage, size: int, problems: list[str], allowed: tuple[str, ...]) -> PageInfo | None:
+    page = page.aspage() if hasattr(page, "aspage") else page
+    where = f"{path}" if index == 0 else f"{path}, page {index + 1}"
+    dtype = str(page.dtype)
+    if dtype not in allowed:
+        problems.append(f"{where}: the pixels are {dtype}, they must be {' or '.join(allowed)}. Export the image again.")
+        return None
+    if len(page.shape) != 2 or min(page.shape) < 1:
+        problems.append(f"{where}: must be one grey-value plane (height x width), its shape is {page.shape}.")
+        return None
+    end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    if end > size:
+        problems.append(f"{where}: is cut off: its header asks for {end:,} bytes, the file has {size:,}. Copy it again.")
+        return None
+    height, width = page.shape
+    expected = height * width * page.dtype.itemsize
+    if page.compression == 1 and not page.is_tiled and sum(page.databytecounts) < expected:
+        problems.append(f"{where}: is cut off: {height} x {width} pixels need {expected:,} bytes, it holds {sum(page.databytecounts):,}. Copy it again.")
+        return None
+    band = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+    return PageInfo(path, index, (height, width), dtype, page.description if index == 0 else "", band)
+
+
+class PageReader:
+    """Random access to the rows of one page.
+
+    Rows asked for from top to bottom are decoded once: the band of segments at the lower edge of a request is kept.
+    """
+
+    def __init__(self, info: PageInfo):
+        self.info = info
+        self.shape = info.shape
+        self._tif = tifffile.TiffFile(info.path)
+        page = self._tif.pages[info.page]
+        self._page = page.aspage() if hasattr(page, "aspage") else page
+        # Plain reads, not a memory map: mapped pages would count as memory of the process and grow with the mosaic.
+        self._contiguous = bool(self._page.is_contiguous) and not self._page.is_tiled
+        self._band: tuple[int, np.ndarray] | None = None
+
+    def close(self) -> None:
+        self._tif.close()
+        self._band = None
+
+    def __enter__(self) -> PageReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def rows(self, y0: int, y1: int) -> np.ndarray:
+        """(y1 − y0, width)."""
+        if self._contiguous:
+            return self._plain(y0, y1, 0, self.shape[1])
+        out = np.empty((y1 - y0, self.shape[1]), self.info.dtype)
+        step = self.info.band_rows
+        for band in range(y0 // step, (y1 - 1) // step + 1):
+            pixels = self._decode_band(band)
+            top = band * step
+            lo, hi = max(y0, top), min(y1, top + step)
+            out[lo - y0 : hi - y0] = pixels[lo - top : hi - top]
+        return out
+
+    def block(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """(y1 − y0, x1 − x0); decodes no more than it must."""
+        if self._contiguous:
+            return self._plain(y0, y1, x0, x1)
+        step = self.info.band_rows
+        parts = [self._segments(b, x0, x1)[:, x0:x1] for b in range(y0 // step, (y1 - 1) // step + 1)]
+        top = y0 // step * step
+        return np.concatenate(parts)[y0 - top : y1 - top]
+
+    def _plain(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        width = self.shape[1]
+        dtype = self._page.dtype.newbyteorder(self._tif.byteorder)
+        handle, start = self._tif.filehandle, self._page.dataoffsets[0]
+        if (x0, x1) == (0, width):
+            handle.seek(start + y0 * width * dtype.itemsize)
+            return np.frombuffer(handle.read((y1 - y0) * width * dtype.itemsize), dtype).reshape(y1 - y0, width).astype(self.info.dtype, copy=False)
+        out = np.empty((y1 - y0, x1 - x0), self.info.dtype)
+        for y in range(y0, y1):
+            handle.seek(start + (y * width + x0) * dtype.itemsize)
+            out[y - y0] = np.frombuffer(handle.read((x1 - x0) * dtype.itemsize), dtype)
+        return out
+
+    def _decode_band(self, band: int) -> np.ndarray:
+        if self._band is None or self._band[0] != band:
+            self._band = (band, self._segments(band, 0, self.shape[1]))
+        return self._band[1]
+
+    def _segments(self, band: int, x0: int, x1: int) -> np.ndarray:
+        page, (height, width), step = self._page, self.shape, self.info.band_rows
+        out = np.zeros((min(step, height - band * step), width), self.info.dtype)
+        across = -(-width // page.tilewidth) if page.is_tiled else 1
+        for column in range(across):
+            left = column * (page.tilewidth if page.is_tiled else width)
+            if left >= x1 or left + (page.tilewidth if page.is_tiled else width) <= x0:
+                continue
+            index = band * across + column
+            handle = self._tif.filehandle
+            handle.seek(page.dataoffsets[index])
+            data = handle.read(page.databytecounts[index]) if page.databytecounts[index] else None
+            decoded, _, _ = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+            if decoded is None:
+                continue
+            pixels = decoded.reshape(decoded.shape[-3], decoded.shape[-2])[: out.shape[0], : width - left]
+            out[: pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        return out
