@@ -2,7 +2,7 @@
 
 Arrays: `stains` uint16 (c, 512, 512) raw grey values, nucleus stain first (reflected outside the mosaic); `counts` uint8… uint16 (512, 512) transcripts per
 working pixel, controls left out; `labels` int32 (k, 512, 512) curated cells and stand-in nuclei, one image per teacher stain; `teach` bool (k, 512, 512)
-pixels that may teach (cells, nuclei and background). `meta` is a JSON string.
+pixels that may teach (cells, nuclei and background); `nuclei` (optional) int32 (512, 512) all of the teacher's nuclei. `meta` is a JSON string.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class Patch:
         (gy, gx) on the sample's grid; neighbouring windows overlap by `overlap` working pixels.
     label_names
         Teacher layer of each label image, e.g. `cells_Cellbound1`.
+    stand_ins
+        For each label image, its labels that are stand-in nuclei and not cells; None when not known. The gate of `train` must not take a nucleus for a cell's shape.
+    nuclei
+        All of the teacher's nuclei in the window, kept or not; None when not known. The gate counts nuclei in predicted cells with it.
     """
 
     sample: str
@@ -41,6 +45,8 @@ class Patch:
     counts: np.ndarray = field(repr=False)
     labels: np.ndarray = field(repr=False)
     teach: np.ndarray = field(repr=False)
+    stand_ins: list[list[int]] | None = None
+    nuclei: np.ndarray | None = field(default=None, repr=False)
 
     def normalised(self) -> np.ndarray:
         """(c, y, x) float32: the sample's 1st percentile → 0, 99th → 1."""
@@ -49,7 +55,8 @@ class Patch:
 
     def write(self, path: str | Path) -> None:
         meta: dict[str, Any] = asdict(self)
-        arrays = {name: meta.pop(name) for name in ("stains", "counts", "labels", "teach")}
+        arrays = {name: meta.pop(name) for name in ("stains", "counts", "labels", "teach", "nuclei")}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         with whole(path) as part, open(part, "wb") as stream:
             np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
 
@@ -58,7 +65,7 @@ class Patch:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 meta = json.loads(str(stored["meta"]))
-                arrays = {name: stored[name] for name in ("stains", "counts", "labels", "teach")}
+                arrays = {name: stored[name] for name in ("stains", "counts", "labels", "teach", "nuclei") if name != "nuclei" or name in stored}
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: is not a training patch of the stage curate ({error}).") from None
         meta["window"] = tuple(meta["window"])
