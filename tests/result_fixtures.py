@@ -160,4 +160,7 @@ def _tiles(world: World, membranes: tuple[str, ...], rng: np.random.Generator) -
         tile.write(folder / tile.tile_id, stains[:, y0:y1, x0:x1], table)
         records.append({"tile_id": tile.tile_id, "core": core, "region": region, "n_windows": 1, "n_transcripts": len(table)})
     TileIndex("s1", grid.as_dict(), 1, WORKING_UM, affine(WORKING_UM).tolist(), records, [], 1.0).write(folder / "tiles.json")
+    step = 4
+    small = stains[:, ::step, ::step]
+    np.savez_compressed(folder / "overview.npz", stains=small, stain_names=np.array(["DAPI", *membranes]), um_per_px=WORKING_UM * step, origin=np.zeros(2))
     world.paths["tiles"] = folder

@@ -1,0 +1,45 @@
+"""UMAP of the counts, scanpy's standard steps."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MIN_CELLS, MIN_GENES = 30, 5
+_COMPONENTS = 30
+_NEIGHBOURS = 15
+
+
+def embed(adata: AnnData, max_cells: int, seed: int) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """UMAP of at most `max_cells` cells that have transcripts, drawn by `seed`.
+
+    Returns
+    -------
+    rows, coordinates, reason
+        (k,) rows of `adata` in ascending order, (k, 2) float32; both empty when there was nothing to embed, and the reason why in words.
+    """
+    nothing = np.empty(0, np.int64), np.empty((0, 2), np.float32)
+    if not max_cells:
+        return *nothing, None
+    rows = np.flatnonzero(adata.obs["n_transcripts"].to_numpy() > 0)
+    if len(rows) > max_cells:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, max_cells, replace=False))
+    genes = int((np.asarray(adata.X[rows].sum(axis=0)).ravel() > 0).sum()) if len(rows) else 0
+    if len(rows) < MIN_CELLS or genes < MIN_GENES:
+        return *nothing, f"No UMAP: {len(rows)} cells with transcripts of {genes} genes are fewer than {MIN_CELLS} cells or {MIN_GENES} genes."
+    import scanpy as sc
+
+    part = adata[rows].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.pp.normalize_total(part)
+        sc.pp.log1p(part)
+        sc.pp.pca(part, n_comps=min(_COMPONENTS, min(part.shape) - 1), random_state=seed)
+        sc.pp.neighbors(part, n_neighbors=min(_NEIGHBOURS, part.n_obs - 1), random_state=seed)
+        sc.tl.umap(part, random_state=seed)
+    return rows, np.asarray(part.obsm["X_umap"], np.float32), None

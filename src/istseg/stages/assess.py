@@ -1,0 +1,157 @@
+"""Stage `assess`: flags spurious and inconsistent cells and measures a segmentation, whoever made it.
+
+In: the counts of `assign`, the cells, the nuclei, the thresholds, the tiles.
+Out: `counts.h5ad` with flags in `obs`, `metrics.json`, `overview.png`, `crops/*.png`. Images are read tile by tile.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from istseg import __version__
+from istseg import counts as counts_file
+from istseg.artifacts import cells as cells_file
+from istseg.artifacts.files import read_json
+from istseg.artifacts.metrics import FLAGS, Metrics
+from istseg.artifacts.sample import Sample
+from istseg.artifacts.thresholds import Thresholds
+from istseg.artifacts.tiles import TileIndex
+from istseg.errors import InputError
+from istseg.qc import crops as crop_pictures
+from istseg.qc import embedding, flags, measure, overview, seams, summary
+from istseg.qc import nuclei as nucleus_counts
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    sample_json: Path,
+    tiles: Path,
+    counts: Path,
+    cells: Path,
+    nuclei: Path,
+    thresholds: Path,
+    segmentation: str,
+    out: Path,
+    contain: float = 0.95,
+    intersect: float = 0.05,
+    umap_cells: int = 20000,
+    crops: int = 6,
+    model: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Assess one segmentation of one sample.
+
+    Parameters
+    ----------
+    counts
+        Folder of `assign`.
+    contain, intersect
+        T_contain and T_intersect, shares of a nucleus's area.
+    umap_cells
+        At most so many cells in the UMAP; 0 for none.
+    crops
+        Example pictures per flag.
+    model
+        JSON record of how the segmentation was made.
+
+    Raises
+    ------
+    InputError
+        If the files are not of one sample and one segmentation.
+    """
+    out, tiles, counts = Path(out), Path(tiles), Path(counts)
+    sample, index, limits = Sample.read(sample_json), TileIndex.read(tiles / "tiles.json"), Thresholds.read(thresholds)
+    assigned = read_json(counts / "assign.json", "the assign.json of the stage assign")
+    method = read_json(model, "a record of how the segmentation was made") if model else {}
+    cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
+    adata = _read_counts(counts / "counts.h5ad")
+    _check(sample, index, limits, assigned, segmentation, adata, cell_table)
+
+    shapes, nucleus_shapes = nucleus_counts.valid_polygons(cell_table.geometry), nucleus_counts.valid_polygons(nucleus_table.geometry)
+    overlaps = nucleus_counts.count(nucleus_shapes, shapes, contain, intersect)
+    centroids = cell_table[["centroid_x_um", "centroid_y_um"]].to_numpy(float)
+    flagged = flags.flag(overlaps.contained, overlaps.intersected, adata.obs["n_transcripts"].to_numpy(), limits.spurious_count)
+    measured = measure.measure(tiles, index, shapes, centroids, limits.background_density)
+    for column in (*flagged, *measured):
+        adata.obs[column] = (flagged if column in flagged else measured)[column].to_numpy()
+    for column in ("qc_reason", "qc_flag"):
+        adata.obs[column] = pd.Categorical(flagged[column])
+
+    border = seams.compare(tiles, index, centroids, cell_table["area_um2"].to_numpy(float))
+    rows, umap, no_umap = embedding.embed(adata, umap_cells, seed)
+    used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
+    _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": measure.DENSITY_SIGMA_UM})
+    examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed)
+    picture = overview.draw(out / "overview.png", tiles, index, sample, shapes)
+    flag_table, nucleus_record = summary.flag_counts(adata.obs), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)
+    said = summary.warnings(adata.obs, assigned["transcripts"], flag_table, nucleus_record, border, limits.spurious_count)
+    counts_file.write(out / "counts.h5ad", adata)
+    Metrics(
+        sample=sample.sample,
+        platform=sample.platform,
+        segmentation=segmentation,
+        n_cells=adata.n_obs,
+        transcripts=assigned["transcripts"],
+        nuclei=nucleus_record,
+        flags=flag_table,
+        reasons={name: int(n) for name, n in adata.obs["qc_reason"].value_counts(sort=False).items()},
+        quantiles=summary.quantiles(adata.obs),
+        histograms=summary.histograms(adata.obs),
+        thresholds=used,
+        seams=border,
+        embedding=_embedding(adata, rows, umap),
+        crops=examples,
+        overview=picture,
+        method=method,
+        warnings=[*said, *([no_umap] if no_umap else [])],
+    ).write(out / "metrics.json")
+    log.info("%s/%s: %d cells, %s", sample.sample, segmentation, adata.n_obs, ", ".join(f"{flag_table[name]} {name}" for name in FLAGS))
+
+
+def _read_counts(path: Path) -> anndata.AnnData:
+    try:
+        return anndata.read_h5ad(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it should be the counts of the stage assign.") from None
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read as h5ad ({error}). Was it cut off? Run assign again.") from None
+
+
+def _check(
+    sample: Sample, index: TileIndex, limits: Thresholds, assigned: dict[str, Any], segmentation: str, adata: anndata.AnnData, cells: pd.DataFrame
+) -> None:
+    """All files speak of one sample and one segmentation, and counts and cells are the same cells in the same order."""
+    named = {"tiles.json": index.sample, "thresholds.json": limits.sample, "assign.json": assigned.get("sample")}
+    problems = [f"{file} is of the sample {name!r}, sample.json of {sample.sample!r}." for file, name in named.items() if name != sample.sample]
+    if assigned.get("segmentation") != segmentation:
+        problems.append(f"assign.json is of the segmentation {assigned.get('segmentation')!r}, asked for is {segmentation!r}.")
+    if list(adata.obs_names) != cells["cell_id"].tolist():
+        problems.append(f"counts.h5ad has {adata.n_obs} cells, the cells file {len(cells)}, and they are not the same; run assign on these cells.")
+    if problems:
+        raise InputError(problems)
+
+
+def _annotate(adata: anndata.AnnData, rows: np.ndarray, umap: np.ndarray, used: dict[str, float], method: dict[str, Any], params: dict[str, Any]) -> None:
+    if len(rows):
+        everywhere = np.full((adata.n_obs, 2), np.nan, np.float32)
+        everywhere[rows] = umap
+        adata.obsm["X_umap"] = everywhere
+    record = {"version": __version__, "thresholds": used, "params": params, "method": method}
+    adata.uns["istseg"] = {**adata.uns["istseg"], **counts_file.h5ad_safe(record)}
+
+
+def _embedding(adata: anndata.AnnData, rows: np.ndarray, umap: np.ndarray) -> dict[str, list[float]]:
+    chosen = adata.obs.iloc[rows]
+    return {
+        "x": np.round(umap[:, 0].astype(float), 3).tolist(),
+        "y": np.round(umap[:, 1].astype(float), 3).tolist(),
+        "flag": chosen["qc_flag"].cat.codes.astype(int).tolist(),
+        "log_counts": np.round(np.log10(chosen["n_transcripts"].to_numpy() + 1.0), 3).tolist(),
+    }
