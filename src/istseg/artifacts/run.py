@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from istseg.artifacts.files import read_json
+from istseg.artifacts.files import read_json, write_json
 from istseg.errors import InputError
 
 
@@ -22,6 +22,10 @@ class Run:
         Every parameter with its value in this run; `changed` names those that differ from their default.
     versions
         Tool → version.
+    defaults
+        Default of each parameter, where the workflow knows it; shown beside the changed ones.
+    failures
+        `{"sample", "stage", "message"}` of the tasks that failed for good, where the workflow knows them.
     """
 
     name: str
@@ -34,11 +38,28 @@ class Run:
     params: dict[str, Any] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def write(self, path: str | Path) -> None:
+        write_json(path, self.__dict__)
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
+        """Read and check.
+
+        Raises
+        ------
+        InputError
+            If a field is missing or unknown, a sample lacks its name, or a name repeats.
+        """
         raw = read_json(path, "the run.json of the workflow")
         try:
-            return cls(**raw)
-        except TypeError as error:
+            run = cls(**raw)
+            names = [s["sample"] for s in run.samples]
+        except (TypeError, KeyError) as error:
             raise InputError(f"{path}: is not a run.json of this version ({error}).") from None
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise InputError(f"{path}: names the samples {repeated} more than once; every sample needs its own name.")
+        return run

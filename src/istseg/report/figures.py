@@ -1,0 +1,307 @@
+"""Figures as plotly JSON (`{"data", "layout", "alt"}`): plain dictionaries, drawn by the browser, coloured by the page's theme.
+
+Texts that come from data are HTML-escaped because plotly reads its labels as a kind of HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from istseg.artifacts.metrics import FLAGS, Metrics
+from istseg.report import palette
+
+Figure = dict[str, Any]
+
+UMAP_POINTS = 5000
+_UMAP_ALL = 150_000
+"""Points of all embeddings of a report together: keeps the file small for many samples."""
+_HEIGHT = 290
+
+
+def umap_cap(n_embeddings: int) -> int:
+    """Points that one embedding may show."""
+    return int(min(UMAP_POINTS, max(400, _UMAP_ALL // max(n_embeddings, 1))))
+
+
+def histogram(key: str, title: str, unit: str, metrics: dict[str, Metrics]) -> Figure | None:
+    """Overlaid outlines of one histogram of all segmentations, as share of the cells per unit.
+
+    The share per unit, not the count, is drawn: segmentations differ in their number of cells and may differ in their bins.
+    """
+    traces, widest = [], 0.0
+    edges_of = {}
+    for name, m in metrics.items():
+        h = m.histograms.get(key) or {}
+        counts, edges = np.asarray(h.get("counts", []), float), np.asarray(h.get("edges", []), float)
+        if not counts.sum():
+            continue
+        edges_of[name] = edges
+        widths = np.diff(edges)
+        share = 100 * counts / counts.sum() / widths
+        colour, dash = palette.segmentation(name, list(metrics))
+        x = np.repeat(edges, 2)
+        y = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
+        widest = max(widest, float(edges[-1]))
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": escape(name), "x": _short(x), "y": _short(y),
+                "line": {"color": colour, "dash": dash, "width": 2}, "fill": "tozeroy", "fillcolor": _faded(colour),
+                "hovertemplate": f"{escape(unit) or 'x'} %{{x:.4~g}}<br>%{{y:.3~g}} % of cells per unit<extra>{escape(name)}</extra>",
+            }
+        )  # fmt: skip
+    if not traces:
+        return None
+    medians = ", ".join(f"{n} {m.quantiles[key]['median']:.4g}" for n, m in metrics.items() if key in m.quantiles)
+    x_axis: dict[str, Any] = {"title": {"text": f"{title}{f' ({unit})' if unit else ''}"}}
+    if all(_is_logarithmic(e) for e in edges_of.values()):
+        x_axis["type"] = "log"
+    else:
+        x_axis["range"] = [0, widest]
+    return {
+        "data": traces,
+        "layout": _layout(xaxis=x_axis, yaxis={"title": {"text": "% of cells per unit"}, "rangemode": "tozero"}),
+        "alt": f"Distribution of {title.lower()} over cells. Medians: {medians}.",
+    }
+
+
+def flags(metrics: dict[str, Metrics]) -> Figure | None:
+    """One stacked bar per segmentation: share of the cells by flag."""
+    shown = {n: m for n, m in metrics.items() if m.n_cells}
+    if not shown:
+        return None
+    names = list(reversed(shown))
+    traces = []
+    for flag in FLAGS:
+        share = [100 * shown[n].flags[flag] / shown[n].n_cells for n in names]
+        traces.append(
+            {
+                "type": "bar", "orientation": "h", "name": palette.FLAG_NAMES[flag], "y": [escape(n) for n in names], "x": _short(share),
+                "text": [f"{s:.0f} %" if s >= 6 else "" for s in share], "textposition": "inside", "insidetextanchor": "middle", "textangle": 0,
+                "textfont": {"color": "#111"},
+                "customdata": [shown[n].flags[flag] for n in names],
+                "marker": {"color": palette.FLAGS[flag], "line": {"width": 0}},
+                "hovertemplate": "%{customdata:,} cells, %{x:.1f} %<extra>" + palette.FLAG_NAMES[flag] + "</extra>",
+            }
+        )  # fmt: skip
+    said = "; ".join(f"{n}: " + ", ".join(f"{palette.FLAG_NAMES[f]} {m.flags[f]}" for f in FLAGS) for n, m in shown.items())
+    layout = _layout(xaxis={"title": {"text": "% of cells"}, "range": [0, 100]}, yaxis={"showgrid": False, "automargin": True}, barmode="stack")
+    layout["height"] = 130 + 46 * len(names)
+    layout["legend"]["traceorder"] = "normal"
+    return {"data": traces, "layout": layout, "alt": f"Cells by flag. {said}."}
+
+
+def density(thresholds: dict[str, Any]) -> Figure | None:
+    """RNA density inside nuclei with the background threshold T_b."""
+    h = thresholds["density_histogram"]
+    t_b = thresholds["background_density"]
+    return _marked(h, t_b, f"T_b = {t_b:.3g}", "RNA density inside nuclei (transcripts per µm²)", "% of nucleus pixels", "RNA density inside nuclei")
+
+
+def nucleus_counts(thresholds: dict[str, Any]) -> Figure | None:
+    """Transcripts per nucleus with the threshold T_spurious."""
+    h = thresholds["count_histogram"]
+    values = np.asarray(h.get("values", []), float)
+    if not len(values):
+        return None
+    edges = np.concatenate([values, [values[-1] + (values[-1] - values[-2] if len(values) > 1 else 1)]])
+    t = thresholds["spurious_count"]
+    return _marked({"edges": edges, "counts": h["counts"]}, t, f"T_spurious = {t:.3g}", "Transcripts per nucleus", "% of nuclei", "Transcripts per nucleus")
+
+
+def _marked(h: dict[str, Any], at: float, label: str, x_title: str, y_title: str, what: str) -> Figure | None:
+    """Bars of a histogram with one threshold drawn as a line; what lies below it is shown in another colour."""
+    counts, edges = np.asarray(h.get("counts", []), float), np.asarray(h.get("edges", []), float)
+    if not counts.sum():
+        return None
+    centres = (edges[1:] + edges[:-1]) / 2
+    # A long thin tail would squeeze all that matters to the left.
+    last = min(len(counts), int(np.searchsorted(np.cumsum(counts), 0.995 * counts.sum())) + 1)
+    right = max(float(edges[last]), at * 1.2)
+    bars = {
+        "type": "bar", "x": _short(centres), "y": _short(100 * counts / counts.sum()), "width": _short(np.diff(edges)),
+        "marker": {"color": ["#D55E00" if c < at else "#56B4E9" for c in centres], "line": {"width": 0}},
+        "hovertemplate": "%{x:.3~g}: %{y:.2f} %<extra></extra>", "showlegend": False,
+    }  # fmt: skip
+    layout = _layout(xaxis={"title": {"text": x_title}, "range": [float(edges[0]), right]}, yaxis={"title": {"text": y_title}}, bargap=0)
+    layout["shapes"] = [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "#D55E00", "width": 2, "dash": "dash"}}]
+    layout["annotations"] = [{"x": at, "xref": "x", "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "text": f" {label}", "showarrow": False}]
+    return {"data": [bars], "layout": layout, "alt": f"{what}; the threshold {label} is marked."}
+
+
+def curation(by_layer: dict[str, dict[str, int]]) -> Figure | None:
+    """Objects of the teacher by rule: one bar per rule, grouped by layer."""
+    rules = list(dict.fromkeys(rule for counts in by_layer.values() for rule in counts))
+    if not rules or not any(sum(c.values()) for c in by_layer.values()):
+        return None
+    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+    traces = [
+        {
+            "type": "bar", "orientation": "h", "name": escape(layer), "y": [escape(r.replace("_", " ")) for r in reversed(rules)],
+            "x": [by_layer[layer].get(r, 0) for r in reversed(rules)], "marker": {"color": colours[i % len(colours)]},
+            "hovertemplate": "%{y}: %{x:,}<extra>" + escape(layer) + "</extra>",
+        }
+        for i, layer in enumerate(by_layer)
+    ]  # fmt: skip
+    layout = _layout(xaxis={"title": {"text": "objects of the teacher"}}, yaxis={"automargin": True, "showgrid": False}, barmode="group")
+    layout["height"] = 110 + len(rules) * max(26, 14 * len(by_layer))
+    return {"data": traces, "layout": layout, "alt": "Objects of the teacher by curation rule; the numbers stand in the table below."}
+
+
+def planes(by_plane: dict[str, int]) -> Figure | None:
+    """Transcripts by plane."""
+    if len(by_plane) < 2:
+        return None
+    keys = sorted(by_plane, key=lambda k: (float(k) if _is_number(k) else 0.0, k))
+    bars = {"type": "bar", "x": [escape(str(k)) for k in keys], "y": [by_plane[k] for k in keys], "marker": {"color": "#0072B2"}, "showlegend": False}
+    bars["hovertemplate"] = "plane %{x}: %{y:,}<extra></extra>"
+    layout = _layout(xaxis={"title": {"text": "plane (z)"}, "type": "category"}, yaxis={"title": {"text": "transcripts"}})
+    return {"data": [bars], "layout": layout, "alt": "Transcripts by plane: " + ", ".join(f"{k}: {by_plane[k]}" for k in keys) + "."}
+
+
+def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
+    """The embedding coloured by flag and by counts; at most `cap` cells, evenly taken."""
+    e = metrics.embedding
+    n = len(e.get("x", []))
+    if not n:
+        return None
+    take = np.unique(np.linspace(0, n - 1, min(n, cap)).astype(int))
+    x, y = (np.asarray(e[k], float)[take] for k in ("x", "y"))
+    flag, counts = np.asarray(e["flag"], int)[take], np.asarray(e["log_counts"], float)[take]
+    size = 5 if len(take) < 1500 else 3.5
+    axis = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
+
+    def layout() -> dict[str, Any]:
+        return _layout(xaxis={**axis, "title": {"text": "UMAP 1"}}, yaxis={**axis, "title": {"text": "UMAP 2"}, "scaleanchor": "x"}, height=360)
+
+    by_flag = []
+    # Rare flags are drawn last, on top; the legend keeps the usual order.
+    for i in sorted(range(len(FLAGS)), key=lambda i: -int((flag == i).sum())):
+        of = flag == i
+        by_flag.append(
+            {
+                "type": "scattergl", "mode": "markers", "name": palette.FLAG_NAMES[FLAGS[i]], "legendrank": i + 1, "x": _packed(x[of]), "y": _packed(y[of]),
+                "marker": {"size": size, "color": palette.FLAGS[FLAGS[i]], "opacity": 0.75}, "hovertemplate": palette.FLAG_NAMES[FLAGS[i]] + "<extra></extra>",
+            }
+        )  # fmt: skip
+    by_counts = {
+        "type": "scattergl", "mode": "markers", "x": _packed(x), "y": _packed(y), "showlegend": False,
+        "marker": {"size": size, "color": _packed(counts), "colorscale": "Cividis", "opacity": 0.85, "colorbar": {"title": {"text": "log counts"}, "thickness": 12, "outlinewidth": 0}},
+        "hovertemplate": "log counts %{marker.color:.2f}<extra></extra>",
+    }  # fmt: skip
+    shown = f"{len(take)} of {metrics.n_cells} cells of {metrics.segmentation}"
+    return (
+        {"data": by_flag, "layout": layout(), "alt": f"UMAP of {shown}, coloured by flag."},
+        {"data": [by_counts], "layout": layout(), "alt": f"UMAP of {shown}, coloured by the logarithm of the counts."},
+    )
+
+
+def training(series: dict[str, list[float | None]], best: int | None) -> Figure | None:
+    """Losses by epoch; `series` maps a name to one value per epoch, `best` is the epoch that was kept (from 1)."""
+    if not series:
+        return None
+    styles = {"train": ("#0072B2", "solid", "circle"), "validation": ("#D55E00", "dash", "diamond")}
+    traces = []
+    for name, values in series.items():
+        colour, dash, symbol = next((s for k, s in styles.items() if name.startswith(k)), ("#7F7F7F", "dot", "square"))
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": escape(name.replace("_", " ")), "x": list(range(1, len(values) + 1)), "y": values,
+                "line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": symbol, "size": 6},
+                "hovertemplate": "epoch %{x}: %{y:.4~g}<extra>" + escape(name.replace("_", " ")) + "</extra>",
+            }
+        )  # fmt: skip
+    layout = _layout(xaxis={"title": {"text": "epoch"}}, yaxis={"title": {"text": "loss"}, "rangemode": "tozero"})
+    if best is not None:
+        layout["shapes"] = [
+            {"type": "line", "x0": best, "x1": best, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "#7F7F7F", "width": 1, "dash": "dot"}}
+        ]
+        layout["annotations"] = [{"x": best, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "text": " kept", "showarrow": False}]
+    return {"data": traces, "layout": layout, "alt": f"Learning curves over {max(len(v) for v in series.values())} epochs."}
+
+
+def cohort(samples: list[dict[str, Any]]) -> Figure | None:
+    """Rates of every sample and segmentation in four panels, one row per sample."""
+    rows = [s for s in samples if s["segmentations"]]
+    if len(rows) < 2:
+        return None
+    panels = [
+        ("Transcripts in cells", lambda m: m["transcripts"].get("fraction_in_cells")),
+        ("Spurious cells", lambda m: m["flags"].get("spurious_rate")),
+        ("Inconsistent cells", lambda m: m["flags"].get("inconsistent_rate")),
+        ("Nuclei in one cell", lambda m: m["nuclei"].get("fraction_in_one_cell")),
+    ]
+    names = [escape(s["sample"]) for s in rows]
+    segmentations = list(dict.fromkeys(n for s in rows for n in s["segmentations"]))
+    symbols = ["circle", "diamond-open", "square-open", "triangle-up-open", "x"]
+    traces = []
+    layout = _layout(height=150 + 26 * len(rows))
+    for i, (title, read) in enumerate(panels):
+        axis = "" if i == 0 else str(i + 1)
+        left = i / len(panels)
+        layout[f"xaxis{axis}"] = {
+            "domain": [left + 0.015, left + 1 / len(panels) - 0.015],
+            "title": {"text": title},
+            "rangemode": "tozero",
+            "ticksuffix": " %",
+            "nticks": 5,
+            "zeroline": False,
+        }
+        for j, name in enumerate(segmentations):
+            points = [(n, read(s["segmentations"][name])) for n, s in zip(names, rows, strict=True) if name in s["segmentations"]]
+            points = [(n, v) for n, v in points if v is not None]
+            traces.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": escape(name), "legendgroup": name, "showlegend": i == 0, "xaxis": f"x{axis}",
+                    "x": _short([100 * v for _, v in points]), "y": [n for n, _ in points],
+                    "marker": {"color": palette.segmentation(name, segmentations)[0], "symbol": symbols[j % len(symbols)], "size": 10, "line": {"width": 2}},
+                    "hovertemplate": "%{y}: %{x:.1f} %<extra>" + escape(name) + "</extra>",
+                }
+            )  # fmt: skip
+    layout["yaxis"] = {"type": "category", "categoryorder": "array", "categoryarray": names[::-1], "automargin": True, "title": {"text": ""}}
+    layout["margin"]["b"] = 50
+    return {"data": traces, "layout": layout, "alt": "Rates of every sample and segmentation; the numbers stand in the table of samples."}
+
+
+def _layout(**more: Any) -> dict[str, Any]:
+    return {
+        "height": _HEIGHT,
+        "margin": {"l": 56, "r": 12, "t": 34, "b": 48},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        "hovermode": "closest",
+        **more,
+    }
+
+
+def _short(values: Any) -> list[float]:
+    """Six significant digits: enough for a picture, half the size."""
+    return [float(f"{v:.6g}") for v in values]
+
+
+def _packed(values: np.ndarray) -> dict[str, str]:
+    """Plotly's binary form of an array (float32, little-endian, base64)."""
+    return {"dtype": "f4", "bdata": base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()}
+
+
+def _faded(colour: str) -> str:
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},0.10)"
+
+
+def _is_logarithmic(edges: np.ndarray) -> bool:
+    """Whether bins grow by a constant factor."""
+    if len(edges) < 3 or edges[0] <= 0:
+        return False
+    ratios = edges[1:] / edges[:-1]
+    return bool(np.allclose(ratios, ratios[0], rtol=1e-3) and ratios[0] > 1.001 and not np.allclose(np.diff(edges), np.diff(edges)[0]))
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

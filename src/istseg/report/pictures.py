@@ -1,0 +1,67 @@
+"""Pictures as data URIs of bounded size."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from istseg.errors import InputError
+
+TOTAL_BYTES = 13_000_000
+"""All pictures of a report together; with plotly.js and the figures a report of many samples stays below 25 MB."""
+_QUALITIES = (88, 80, 70, 60)
+_SHRINK = 0.8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes (before base64) that pictures of one sample may take."""
+
+    main_overview: int
+    overview: int
+    crop: int
+    max_crops: int
+
+    @classmethod
+    def of(cls, n_samples: int) -> Budget:
+        """Share the total among the samples; few samples get full quality."""
+        share = TOTAL_BYTES * 3 // 4 // max(n_samples, 1)
+        main = min(300_000, share * 3 // 10)
+        crop = min(14_000, max(4_000, share // 80))
+        return cls(main_overview=main, overview=min(150_000, main // 2), crop=crop, max_crops=min(48, max(6, share * 4 // 10 // crop)))
+
+
+def data_uri(path: str | Path, max_bytes: int, max_side: int) -> tuple[str, int, int]:
+    """WebP of a picture as `data:` URI, with its width and height.
+
+    Quality first, then size are lowered until it fits in `max_bytes` (before base64).
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture, but metrics.json beside it names it; run assess again.") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({error}); run assess again.") from None
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    while True:
+        for quality in _QUALITIES:
+            encoded = _webp(picture, quality)
+            if len(encoded) <= max_bytes or max(picture.size) <= 32:
+                return "data:image/webp;base64," + base64.b64encode(encoded).decode(), *picture.size
+        picture = picture.resize((max(1, int(picture.width * _SHRINK)), max(1, int(picture.height * _SHRINK))), Image.Resampling.LANCZOS)
+
+
+def _webp(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue()

@@ -1,0 +1,186 @@
+"""From `report.json`, figures and pictures to one HTML file that opens from disk and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from istseg.artifacts.metrics import FLAGS
+from istseg.report import figures, methods, palette
+from istseg.report.collect import MAIN, Collection, Found
+from istseg.report.numbers import limit_text, show
+from istseg.report.pictures import Budget, data_uri
+
+_THUMBNAIL_SIDE, _OVERVIEW_SIDE, _CROP_SIDE = 360, 2000, 240
+_HISTOGRAMS = (("n_transcripts", "Transcripts per cell", ""), ("n_genes", "Genes per cell", ""), ("area_um2", "Cell area", "µm²"))
+
+
+def html(collection: Collection, report: dict[str, Any]) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    report
+        Result of `summary.summarise`; every number of the page is read from it and carries its JSON pointer (`data-at`).
+
+    Raises
+    ------
+    InputError
+        If a picture named in `metrics.json` is missing or broken.
+    """
+    drawn: dict[str, figures.Figure] = {}
+
+    def keep(name: str, figure: figures.Figure | None) -> str | None:
+        if figure is None:
+            return None
+        drawn[name] = figure
+        return name
+
+    cap = figures.umap_cap(sum(len(f.assessed) for f in collection.samples))
+    budget = Budget.of(len(collection.samples))
+    views = [_view(i, found, record, keep, cap, budget) for i, (found, record) in enumerate(zip(collection.samples, report["samples"], strict=True))]
+    trainings = [
+        {"figure": keep(f"training-{i}", figures.training(series(t["curves"]), best_epoch(t["curves"]))), "rows": decision_rows(t["decision"])}
+        for i, t in enumerate(report["trainings"])
+    ]
+    text, references = methods.paragraph(report)
+    environment = _environment(report)
+    scripts = [_plotly(), _asset("app.js")]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        views=views,
+        trainings=trainings,
+        cohort=keep("cohort", figures.cohort(report["samples"])),
+        methods=text,
+        references=references,
+        figures=drawn,
+        style=Markup(_asset("style.css")),
+        scripts=[Markup(s) for s in scripts],
+        policy=_policy(scripts),
+        flags=FLAGS,
+        flag_names=palette.FLAG_NAMES,
+        flag_colours=palette.FLAGS,
+        main=MAIN,
+    )
+
+
+def series(curves: dict[str, Any] | None) -> dict[str, list[float | None]]:
+    """Name → one loss per epoch, from `curves.json`."""
+    epochs = (curves or {}).get("epochs") or []
+    names = [n for n in dict.fromkeys(k for e in epochs for k in e) if n.endswith("loss")]
+    return {n: [e.get(n) for e in epochs] for n in names}
+
+
+def best_epoch(curves: dict[str, Any] | None) -> int | None:
+    """The epoch that was kept, counted from 1."""
+    return (curves or {}).get("best_epoch")
+
+
+def decision_rows(decision: dict[str, Any] | None) -> list[str]:
+    """Names of the figures that base and fine-tuned model were compared by."""
+    base, tuned = ((decision or {}).get(k) or {} for k in ("base", "finetuned"))
+    return [k for k in dict.fromkeys([*base, *tuned]) if isinstance(base.get(k, tuned.get(k)), (int, float))]
+
+
+def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, budget: Budget) -> dict[str, Any]:
+    """Names of the figures and the pictures of one sample."""
+    metrics = {name: found.assessed[name].metrics for name in found.segmentations}
+    key = f"s{i}"
+    view: dict[str, Any] = {
+        "id": key,
+        "histograms": [n for h in _HISTOGRAMS if (n := keep(f"{key}-{h[0]}", figures.histogram(*h, metrics)))],
+        "flags": keep(f"{key}-flags", figures.flags(metrics)),
+        "density": None,
+        "nucleus_counts": None,
+        "curation": keep(f"{key}-curation", figures.curation(record["curation"]["by_layer"])) if record["curation"] else None,
+        "planes": keep(f"{key}-planes", figures.planes(found.sample.transcripts.get("by_plane", {}))) if found.sample else None,
+        "umaps": [],
+        "overviews": [],
+        "galleries": [],
+    }
+    if record["thresholds"]:
+        view["density"] = keep(f"{key}-density", figures.density(record["thresholds"]))
+        view["nucleus_counts"] = keep(f"{key}-nucleus-counts", figures.nucleus_counts(record["thresholds"]))
+    for j, name in enumerate(found.segmentations):
+        pair = figures.umap(metrics[name], cap)
+        if pair:
+            view["umaps"].append({"segmentation": name, "flag": keep(f"{key}-umap-{j}-flag", pair[0]), "counts": keep(f"{key}-umap-{j}-counts", pair[1])})
+        folder = found.assessed[name].folder
+        if metrics[name].overview:
+            limit = budget.main_overview if name == MAIN else budget.overview
+            uri, width, height = data_uri(folder / metrics[name].overview["file"], limit, _OVERVIEW_SIDE)
+            view["overviews"].append({"segmentation": name, "uri": uri, "width": width, "height": height})
+        if name == MAIN:
+            view["galleries"] = _gallery(found, budget)
+    return view
+
+
+def _gallery(found: Found, budget: Budget) -> list[dict[str, Any]]:
+    """Example pictures by flag, the flags that matter first; as many of each as the budget allows."""
+    assessed = found.assessed[MAIN]
+    by_flag: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    for k, crop in enumerate(assessed.metrics.crops):
+        by_flag.setdefault(crop["flag"], []).append((k, crop))
+    each = max(1, budget.max_crops // max(len(by_flag), 1))
+    galleries = []
+    for flag in ("inconsistent", "spurious", "no_nucleus", "consistent"):
+        pictures = []
+        for k, crop in by_flag.get(flag, [])[:each]:
+            path = assessed.folder / crop["file"]
+            if not path.exists():
+                path = assessed.folder / "crops" / crop["file"]
+            uri, width, height = data_uri(path, budget.crop, _CROP_SIDE)
+            pictures.append({"index": k, "uri": uri, "width": width, "height": height, **{n: crop.get(n, "") for n in ("cell_id", "reason")}})
+        if pictures:
+            galleries.append({"flag": flag, "pictures": pictures})
+    return galleries
+
+
+def _environment(report: dict[str, Any]) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("istseg.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+    def number(kind: str, *where: str | int | list[str | int]) -> Markup:
+        """A number of `report.json` with its place: `<data value data-at>`; steps of the path may come in lists."""
+        path = [step for part in where for step in (part if isinstance(part, list) else [part])]
+        value: Any = report
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else value[step]
+            if value is None:
+                return Markup('<span class="none" title="not measured">–</span>')
+        pointer = "/" + "/".join(str(s).replace("~", "~0").replace("/", "~1") for s in path)
+        return Markup('<data value="{}" data-at="{}">{}</data>').format(json.dumps(value), pointer, show(value, kind))
+
+    environment.globals.update(number=number, limit_text=limit_text)
+    environment.filters["as_text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+    environment.filters["words"] = lambda v: str(v).replace("_", " ")
+    return environment
+
+
+def _policy(scripts: list[str]) -> str:
+    """Content security policy: only our scripts run, nothing is loaded or sent.
+
+    `unsafe-eval`: plotly's WebGL traces compile their drawing commands.
+    """
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-eval' {hashes}; base-uri 'none'; form-action 'none'"
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # HTML knows no escape inside a script: the parser must not see an end tag there. The text is JavaScript of our own pinned library.
+    return get_plotlyjs().replace("</script", "<\\/script").replace("\r", "")
+
+
+def _asset(name: str) -> str:
+    return (files("istseg.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,198 @@
+"""From the artifacts to `report.json`: every number that the HTML shows, and nothing that it does not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from istseg import __version__
+from istseg.artifacts.metrics import Metrics
+from istseg.report import checks
+from istseg.report.collect import MAIN, Collection, Found, Training
+
+FORMAT = 1
+
+STAGES = {
+    "preflight": "See the message of preflight: it names the file and what to do. Correct the samplesheet or the raw folder and start again with -resume.",
+    "convert": "Look at the log of the task `convert` of this sample: the raw folder could not be read whole. Correct it and start again with -resume.",
+    "tile": "The sample was converted but not cut into tiles. Look at the log of its task `tile`; most often there is no tissue: lower min_transcripts.",
+    "calibrate": "No thresholds: `teach` or `calibrate` of this sample did not end. Look at their logs; most often a GPU or memory is missing, or no nucleus was found.",
+    "merge": "No merged cells: `segment` or `merge` of this sample did not end. Look at their logs; most often the GPU ran out of memory: lower batch_size.",
+    "assess": "Cells were merged but not counted and assessed. Look at the logs of `assign` and `assess` of this sample.",
+}
+"""Stages by which a sample is followed, with what to do when it got no further."""
+
+
+def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`report.json` as a dictionary of plain JSON values.
+
+    Returns
+    -------
+    `format`, `istseg`, `run`, `verdict` (`verdict`, `n_samples`, `n_pass`, `n_look`, `n_fail`), `checks` (definitions), `samples`, `trainings`, `foreign`.
+    """
+    samples = [_sample(f, collection, definitions) for f in collection.samples]
+    verdicts = [s["verdict"] for s in samples]
+    return {
+        "format": FORMAT,
+        "istseg": __version__,
+        "run": asdict(collection.run),
+        "verdict": {
+            "verdict": checks.worst(verdicts) if verdicts else checks.FAIL,
+            "n_samples": len(samples),
+            **{f"n_{v}": verdicts.count(v) for v in (checks.PASS, checks.LOOK, checks.FAIL)},
+        },
+        "checks": definitions,
+        "samples": samples,
+        "trainings": [_training(t) for t in collection.trainings],
+        "foreign": collection.foreign,
+    }
+
+
+def derive(found: Found) -> dict[str, Any]:
+    """Figures of a sample that no stage writes; None where something they need is missing.
+
+    Returns
+    -------
+    `area_um2`, `tissue_um2` (µm²), `fraction_in_image`, `transcripts_per_um2`, `control_rate`, `tiles_skipped_fraction`, `cells_vs_teacher`, `cut_fraction`.
+    """
+    sample, tiles = found.sample, found.tiles
+    result: dict[str, Any] = dict.fromkeys(
+        ("area_um2", "tissue_um2", "fraction_in_image", "transcripts_per_um2", "control_rate", "tiles_skipped_fraction", "cells_vs_teacher", "cut_fraction")
+    )
+    if sample:
+        result["area_um2"] = sample.height_px * sample.width_px * sample.pixel_size_um**2
+        counts = sample.transcripts
+        result["fraction_in_image"] = _ratio(counts["total"] - counts.get("outside_image", 0), counts["total"])
+        if sample.controls:
+            result["control_rate"] = _ratio(counts["controls"], counts["total"])
+    if tiles:
+        result["tiles_skipped_fraction"] = _ratio(len(tiles.skipped), len(tiles.skipped) + len(tiles.tiles))
+    if sample and tiles:
+        result["tissue_um2"] = result["area_um2"] * tiles.tissue_fraction
+    main = found.assessed.get(MAIN)
+    if main:
+        counts = main.metrics.transcripts
+        result["fraction_in_image"] = _ratio(counts["in_image"], counts["total"])
+        result["transcripts_per_um2"] = _ratio(counts["in_image"], result["tissue_um2"])
+        if "teacher" in found.assessed:
+            result["cells_vs_teacher"] = _ratio(main.metrics.n_cells, found.assessed["teacher"].metrics.n_cells)
+        cut = (found.merge or {}).get("n_cut")
+        result["cut_fraction"] = None if cut is None else _ratio(cut, main.metrics.n_cells)
+    return result
+
+
+def reached(found: Found) -> str | None:
+    """The stage at which a sample stopped, or None when it has metrics for our segmentation."""
+    if MAIN in found.assessed:
+        return None
+    for stage, artifact in (("convert", found.sample), ("tile", found.tiles), ("calibrate", found.thresholds), ("merge", found.merge)):
+        if artifact is None:
+            return stage
+    return "assess"
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _sample(found: Found, collection: Collection, definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    derived = derive(found)
+    stage = reached(found)
+    failure = None
+    if stage:
+        reports = [f for f in collection.run.failures if f.get("sample") == found.name]
+        # The workflow knows better than the files which task ended in error.
+        told = next((f["stage"] for f in reports if f.get("stage")), stage)
+        failure = {"stage": told, "todo": STAGES.get(told, STAGES[stage]), "messages": [f["message"] for f in reports if f.get("message")]}
+    results = [] if stage else checks.check(found, derived, definitions)
+    return {
+        "sample": found.name,
+        "platform": found.sample.platform if found.sample else found.platform,
+        "path": found.path,
+        "verdict": checks.FAIL if stage else checks.worst([r["verdict"] for r in results]),
+        "failure": failure,
+        "checks": results,
+        "derived": derived,
+        "input": _input(found),
+        "tiles": _tiles(found),
+        "thresholds": asdict(found.thresholds) if found.thresholds else None,
+        "curation": _curation(found),
+        "merge": found.merge,
+        "preflight": found.preflight,
+        "segmentations": {name: _segmentation(found.assessed[name].metrics) for name in found.segmentations},
+        "trainings": [i for i, t in enumerate(collection.trainings) if found.name in t.samples],
+        "warnings": _warnings(found),
+    }
+
+
+def _input(found: Found) -> dict[str, Any] | None:
+    if found.sample is None:
+        return None
+    sample = found.sample
+    return {
+        "pixel_size_um": sample.pixel_size_um,
+        "height_px": sample.height_px,
+        "width_px": sample.width_px,
+        "n_genes": len(sample.genes),
+        "n_control_probes": len(sample.controls),
+        "n_vendor_cells": sample.n_vendor_cells,
+        "stains": [asdict(s) for s in sample.stains],
+        "transcripts": sample.transcripts,
+        "details": {k: v for k, v in sample.details.items() if k != "warnings"},
+    }
+
+
+def _tiles(found: Found) -> dict[str, Any] | None:
+    if found.tiles is None:
+        return None
+    reasons: dict[str, int] = {}
+    for tile in found.tiles.skipped:
+        reasons[str(tile.get("reason", "no reason given"))] = reasons.get(str(tile.get("reason", "no reason given")), 0) + 1
+    return {
+        "n_tiles": len(found.tiles.tiles),
+        "n_skipped": len(found.tiles.skipped),
+        "skipped_by_reason": reasons,
+        "tissue_fraction": found.tiles.tissue_fraction,
+        "working_um": found.tiles.working_um,
+        "windows_per_side": found.tiles.windows_per_side,
+    }
+
+
+def _curation(found: Found) -> dict[str, Any] | None:
+    """Sums over tasks: `{"by_layer": {layer: {rule: n}}, "n_tasks"}`."""
+    if not found.curation:
+        return None
+    layers: dict[str, dict[str, int]] = {}
+    for record in found.curation:
+        for layer, rules in record["by_layer"].items():
+            sums = layers.setdefault(layer, {})
+            for rule, n in rules.items():
+                sums[rule] = sums.get(rule, 0) + n
+    return {"n_tasks": len(found.curation), "by_layer": {k: layers[k] for k in sorted(layers)}}
+
+
+def _segmentation(metrics: Metrics) -> dict[str, Any]:
+    """All of `metrics.json` but the coordinates of the embedding, which are drawn and not shown as numbers."""
+    record = asdict(metrics)
+    record["n_embedded"] = len(record.pop("embedding").get("x", []))
+    return record
+
+
+def _training(training: Training) -> dict[str, Any]:
+    return {"name": training.name, "samples": training.samples, "curves": training.curves, "decision": training.decision}
+
+
+def _warnings(found: Found) -> list[dict[str, str]]:
+    """Sentences of all stages with the stage that wrote them, each once."""
+    sources = [
+        ("preflight", (found.preflight or {}).get("warnings", [])),
+        ("convert", found.sample.details.get("warnings", []) if found.sample else []),
+        ("calibrate", found.thresholds.warnings if found.thresholds else []),
+        ("merge", (found.merge or {}).get("warnings", [])),
+        *((f"assess, {name}", found.assessed[name].metrics.warnings) for name in found.segmentations),
+    ]
+    said: dict[str, str] = {}
+    for stage, sentences in sources:
+        for sentence in sentences:
+            said.setdefault(sentence, stage)
+    return [{"stage": stage, "text": text} for text, stage in said.items()]

@@ -1,0 +1,178 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const places = [...document.querySelectorAll("[data-figure]")];
+  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const webgl = (() => {
+    try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
+  })();
+  let printing = false;
+
+  const colours = () => {
+    if (printing) return { ink: "#000000", soft: "#444444", grid: "#e5e5e5", card: "#ffffff" };
+    const style = getComputedStyle(document.documentElement);
+    const of = (name) => style.getPropertyValue(name).trim();
+    return { ink: of("--ink"), soft: of("--soft"), grid: of("--grid"), card: of("--card") };
+  };
+
+  const themed = (layout) => {
+    const c = colours();
+    const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+    result.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: c.ink };
+    result.hoverlabel = { bgcolor: c.card, bordercolor: c.grid, font: { color: c.ink } };
+    for (const key of Object.keys(layout)) {
+      if (!/^[xy]axis\d*$/.test(key)) continue;
+      result[key] = { gridcolor: c.grid, linecolor: c.grid, zerolinecolor: c.grid, tickcolor: c.grid, tickfont: { color: c.soft }, fixedrange: false, ...layout[key] };
+      result[key].title = { standoff: 8, font: { color: c.soft, size: 12 }, ...layout[key].title };
+    }
+    return result;
+  };
+
+  const usesGl = (figure) => figure.data.some((trace) => trace.type === "scattergl");
+  const draw = (place) => {
+    const figure = figures[place.dataset.figure];
+    // A browser holds few WebGL drawings at once, a printer none: the same points are then drawn as SVG.
+    const flat = printing || !webgl;
+    const data = figure.data.map((trace) => (flat && trace.type === "scattergl" ? { ...trace, type: "scatter" } : trace));
+    place.style.minHeight = `${figure.layout.height}px`;
+    place.drawn = true;
+    return Plotly.newPlot(place, data, themed(figure.layout), { ...config, staticPlot: printing });
+  };
+  const erase = (place) => {
+    Plotly.purge(place);
+    place.drawn = false;
+  };
+
+  // Only what is seen is drawn: a page of many samples opens at once.
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting && !target.drawn) draw(target);
+      else if (!isIntersecting && target.drawn && usesGl(figures[target.dataset.figure])) erase(target);
+    }
+  }, { rootMargin: "400px 0px" });
+  places.forEach((place) => {
+    place.style.minHeight = `${figures[place.dataset.figure].layout.height}px`;
+    watcher.observe(place);
+  });
+  const redraw = () => places.filter((place) => place.drawn).forEach((place) => { erase(place); draw(place); });
+  dark.addEventListener("change", redraw);
+
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    printing = true;
+    closed = [...document.querySelectorAll("details:not([open])")].filter((d) => !d.classList.contains("umap"));
+    closed.forEach((d) => { d.open = true; });
+    places.filter((place) => place.offsetParent !== null).forEach((place) => { if (place.drawn) erase(place); draw(place); });
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    closed.forEach((d) => { d.open = false; });
+    redraw();
+  });
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    const value = (row, column) => {
+      const cell = row.cells[column];
+      const number = cell.querySelector("data")?.getAttribute("value") ?? cell.dataset.sort;
+      if (number !== undefined && number !== null) return Number(number);
+      return cell.querySelector(".none") ? null : cell.textContent.trim();
+    };
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        heads.forEach((h) => h.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const rows = [...table.tBodies[0].rows].map((row) => [value(row, column), row]);
+        rows.sort(([a], [b]) => {
+          if (a === null || b === null) return (a === null) - (b === null);
+          const order = typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+          return up ? order : -order;
+        });
+        table.tBodies[0].append(...rows.map(([, row]) => row));
+      });
+    });
+  }
+
+  for (const [n, box] of [...document.querySelectorAll(".tabs")].entries()) {
+    const panels = [...box.querySelectorAll("[data-tab]")];
+    if (panels.length < 2) continue;
+    box.classList.add("tabbed");
+    const list = document.createElement("div");
+    list.setAttribute("role", "tablist");
+    list.setAttribute("aria-label", "Segmentation");
+    const tabs = panels.map((panel, k) => {
+      const tab = document.createElement("button");
+      Object.assign(tab, { type: "button", id: `tab-${n}-${k}`, textContent: panel.dataset.tab });
+      tab.setAttribute("role", "tab");
+      panel.id = `panel-${n}-${k}`;
+      panel.setAttribute("role", "tabpanel");
+      panel.setAttribute("aria-labelledby", tab.id);
+      tab.setAttribute("aria-controls", panel.id);
+      return tab;
+    });
+    const select = (k) => tabs.forEach((tab, j) => {
+      tab.setAttribute("aria-selected", String(j === k));
+      tab.tabIndex = j === k ? 0 : -1;
+      panels[j].hidden = j !== k;
+    });
+    tabs.forEach((tab, k) => {
+      tab.addEventListener("click", () => select(k));
+      tab.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const next = (k + step + tabs.length) % tabs.length;
+        select(next);
+        tabs[next].focus();
+      });
+    });
+    list.append(...tabs);
+    box.prepend(list);
+    select(0);
+  }
+
+  const lightbox = document.getElementById("lightbox");
+  for (const button of document.querySelectorAll(".zoom")) {
+    button.addEventListener("click", () => {
+      const from = button.querySelector("img");
+      const to = lightbox.querySelector("img");
+      to.src = from.src;
+      to.alt = from.alt;
+      lightbox.querySelector("p").textContent = from.alt;
+      lightbox.showModal();
+    });
+  }
+  lightbox.addEventListener("click", (event) => { if (event.target === lightbox) lightbox.close(); });
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const source = document.getElementById(button.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        button.textContent = "Copied";
+      } catch {
+        // Without permission for the clipboard the text is selected, ready for the keyboard.
+        getSelection().selectAllChildren(source);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 1600);
+    });
+  }
+
+  const links = new Map([...document.querySelectorAll("#nav a")].map((a) => [a.hash.slice(1), a]));
+  const sections = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+  const spy = () => {
+    const here = sections.filter((s) => s.getBoundingClientRect().top < innerHeight * 0.3).at(-1) ?? sections[0];
+    for (const [id, link] of links) {
+      if (id === here.id) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
+  spy();
+})();
