@@ -77,8 +77,15 @@ def scale_bar(picture: np.ndarray, um_per_px: float) -> np.ndarray:
     draw.rectangle((right - length - 1, bottom - size // 4 - 1, right + 1, bottom + 1), fill=(0, 0, 0))
     draw.rectangle((right - length, bottom - size // 4, right, bottom), fill=(255, 255, 255))
     place = (right - length / 2, bottom - size // 2)
-    draw.text(place, text, fill=(255, 255, 255), font=ImageFont.load_default(size), anchor="mb", stroke_width=2, stroke_fill=(0, 0, 0))
+    draw.text(place, text, fill=(255, 255, 255), font=_font(size), anchor="mb", stroke_width=2, stroke_fill=(0, 0, 0))
     return np.asarray(image)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no µ; DejaVu comes with matplotlib, which scanpy needs.
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _round_down(value: float) -> float:

@@ -1,0 +1,100 @@
+"""SpatialData: the sample's store with the cells, nuclei, labels and the annotated table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import geopandas as gpd
+import numpy as np
+
+from istseg.artifacts.files import whole
+from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, SEGMENTATION, TABLE_KEY, Result
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+log = logging.getLogger(__name__)
+
+
+def write(result: Result, path: Path) -> None:
+    """Write a store that stands by itself: image, points and vendor cells of `convert` with ours beside them.
+
+    The files of `convert` are taken over as they are: as hard links where the file system allows it, so that no pixel is decoded or doubled, else as
+    copies. Files of metadata are always copied, because adding elements changes them.
+    """
+    from spatialdata import read_zarr
+
+    with whole(path) as part:
+        _take_over(result.store, part)
+        sdata = read_zarr(part)
+        for key in add_elements(sdata, result):
+            sdata.write_element(key, overwrite=True)
+        sdata.write_consolidated_metadata()
+
+
+def _take_over(source: Path, target: Path) -> None:
+    def link_or_copy(src: str, dst: str) -> str:
+        if os.path.basename(src) in ("zarr.json", "zmetadata", ".zmetadata", ".zattrs", ".zgroup"):
+            return shutil.copy2(src, dst)
+        try:
+            os.link(os.path.realpath(src), dst)
+        except OSError:
+            shutil.copy2(src, dst)
+        return dst
+
+    shutil.copytree(source, target, copy_function=link_or_copy)
+
+
+def add_elements(sdata: SpatialData, result: Result) -> list[str]:
+    """Put our elements into a SpatialData object in memory; gives their keys.
+
+    They take the coordinate systems of the points, which are in µm as well. Without cells there are no shapes and the table annotates nothing.
+    """
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Affine, Sequence, get_transformation
+
+    frames = get_transformation(sdata.points[POINTS_KEY], get_all=True)
+    added = []
+    for key, frame in ((CELLS_KEY, result.cells), (NUCLEI_KEY, result.nuclei)):
+        if not len(frame):
+            log.warning("%s: there are no %s to export", result.sample.sample, key)
+            continue
+        shapes = gpd.GeoDataFrame(frame[["area_um2"]].to_numpy(), columns=["area_um2"], geometry=frame.geometry.to_list(), index=frame["cell_id"].to_list())
+        sdata.shapes[key] = ShapesModel.parse(shapes, transformations=dict(frames))
+        added.append(key)
+    labels = _labels(result)
+    if labels is not None:
+        array, micron_to_working = labels
+        to_micron = Affine(np.linalg.inv(micron_to_working), input_axes=("x", "y"), output_axes=("x", "y"))
+        from spatialdata.models import Labels2DModel
+
+        sdata.labels[LABELS_KEY] = Labels2DModel.parse(array, dims=("y", "x"), transformations={k: Sequence([to_micron, t]) for k, t in frames.items()})
+        added.append(LABELS_KEY)
+    table = result.table.copy()
+    if table.n_obs:
+        table.obs["label"] = result.cells["label"].to_numpy()
+        table.obs["region"] = CELLS_KEY
+        table.obs["region"] = table.obs["region"].astype("category")
+        table = TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="cell_id")
+    else:
+        table = TableModel.parse(table)
+    sdata.tables[TABLE_KEY] = table
+    return [*added, TABLE_KEY]
+
+
+def _labels(result: Result) -> tuple[object, np.ndarray] | None:
+    """Lazy label image and its frame."""
+    import dask.array as da
+    import zarr
+
+    if result.labels is None:
+        return None
+    group = zarr.open_group(result.labels, mode="r")
+    if SEGMENTATION not in group:
+        return None
+    array = group[SEGMENTATION]
+    return da.from_zarr(array), np.asarray(array.attrs["micron_to_working"], float)
