@@ -17,7 +17,7 @@ from istseg.artifacts.tiles import Tile
 from istseg.grid import Box, WindowGrid
 
 NO_TISSUE_LOGIT = np.float32(-1e4)
-"""Logit where no window was computed."""
+"""Logit in the cores of windows that were not computed."""
 
 Inputs = Callable[[Tile, Box], np.ndarray]
 Predict = Callable[[Tensor], Tensor]
@@ -42,7 +42,8 @@ def blend_windows(
 
     Returns
     -------
-    (3, h, w) float32 over the region: flow y, flow x, logit. Where no window was computed the flow is 0 and the logit `NO_TISSUE_LOGIT`.
+    (3, h, w) float32 over the region: flow y, flow x, logit. In the cores of windows that were not computed the flow is 0 and the logit `NO_TISSUE_LOGIT`, also where a
+    neighbouring window reaches in: a tile without tissue does not exist, so an object there would belong to no tile.
     """
     grid = tile.window_grid
     chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))
@@ -56,9 +57,10 @@ def blend_windows(
         w = window_weight[inside]
         field[:, *place] += predicted[:, *inside] * w
         weight[place] += w
-    seen = weight > 0
+    seen = _computed_cores(tile, chosen)
     np.divide(field, weight, out=field, where=seen)
-    field[2][~seen] = NO_TISSUE_LOGIT
+    field[:2, ~seen] = 0
+    field[2, ~seen] = NO_TISSUE_LOGIT
     return field
 
 
@@ -90,6 +92,16 @@ def taper(grid: WindowGrid) -> np.ndarray:
         line[: grid.overlap] = ramp
         line[-grid.overlap :] = ramp[::-1]
     return line[:, None] * line
+
+
+def _computed_cores(tile: Tile, windows: list[tuple[int, int]]) -> np.ndarray:
+    """(h, w) bool over the region: the cores of the windows."""
+    grid = tile.window_grid
+    seen = np.zeros(tile.shape, bool)
+    for at in windows:
+        _, place = _overlap(grid.core(*at), tile.region)
+        seen[place] = True
+    return seen
 
 
 def _predictions(tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs) -> Iterator[tuple[tuple[int, int], np.ndarray]]:

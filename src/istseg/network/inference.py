@@ -1,0 +1,116 @@
+"""The network at work on one device: precision, memory, batches."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from istseg.artifacts.tiles import Tile
+from istseg.errors import DeviceError, IstsegError
+from istseg.grid import Box
+from istseg.network.card import ModelCard
+from istseg.network.field import count_window, stain_window
+from istseg.network.rna_image import rna_image
+from istseg.network.unet import FLOW_SCALE, Rna2Seg
+
+log = logging.getLogger("istseg")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def open_device(name: str) -> torch.device:
+    """Device `cpu` or `cuda`, set up to compute the same each time.
+
+    Raises
+    ------
+    DeviceError
+        If it is unknown or not there. Nothing else is used instead.
+    """
+    if name == "cpu":
+        _keep_freed_memory()
+        return torch.device("cpu")
+    if name != "cuda":
+        raise DeviceError(f"the device {name!r} is unknown; use cpu or cuda.")
+    if not torch.cuda.is_available():
+        reason = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no usable GPU"
+        raise DeviceError(f"--device cuda was asked for, but {reason}; start the task on a GPU node with the container's GPU option, or use --device cpu.")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks: each layer allocates tens of megabytes, and getting them from the kernel anew takes a third of the time."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        log.debug("this C library has no mallopt: inference on the CPU is slower")
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def precision_of(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast (GPU; CPU with AMX), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+class Predictor:
+    """Gives the inputs of windows and predicts them: the two ends of `field.blend_windows`.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode; it is moved to the device.
+    card
+        Its card: RNA image and resolution.
+    device
+        Of `open_device`.
+    """
+
+    def __init__(self, model: Rna2Seg, card: ModelCard, device: torch.device):
+        self.card = card
+        self.device = device
+        self.precision = precision_of(device)
+        self._model = model.eval().to(device, memory_format=torch.channels_last)
+        self._counts: tuple[str, np.ndarray] | None = None
+
+    def inputs(self, tile: Tile, box: Box) -> np.ndarray:
+        """(1 + K + 1, h, w) float32 of a window: normalised stains, RNA image last.
+
+        The RNA image is made of the window's own counts, so that it does not depend on the tile, as in training.
+        """
+        if self._counts is None or self._counts[0] != str(tile.folder):
+            self.card.check_tile(tile.working_um, str(tile.folder))
+            self._counts = str(tile.folder), tile.transcript_counts()
+        rna = rna_image(count_window(tile, self._counts[1], box), self.card.rna_form)
+        return np.concatenate((stain_window(tile, box), rna[None]))
+
+    @torch.inference_mode()
+    def predict(self, batch: Tensor) -> Tensor:
+        """(B, 1 + K + 1, H, W) → (B, 3, H, W) float32: flow y, flow x in unit scale, logit.
+
+        Raises
+        ------
+        IstsegError
+            If a prediction is not finite.
+        """
+        batch = batch.to(self.device, non_blocking=True)
+        stains = batch[:, :-1].contiguous(memory_format=torch.channels_last)
+        lower = torch.autocast(self.device.type, self.precision) if self.precision != torch.float32 else nullcontext()
+        with lower:
+            out = self._model(stains, batch[:, -1:])
+        out = out.float()
+        if not torch.isfinite(out).all():
+            raise IstsegError(f"the model {self.card.name} predicts values that are not finite; its weights are broken or do not fit this input.")
+        out[:, :2] /= FLOW_SCALE
+        return out
