@@ -1,7 +1,8 @@
 """Augmentation of training patches [paper: RNA2seg training].
 
 Geometry first (crop, quarter turns, mirroring, free rotation), on transcript counts and not on the RNA image, whose blur is not to be blurred again; then the
-stains' look (brightness, contrast, blur, masked crops); the dropout of membrane stains comes last, so that a dropped stain is exactly 0. All is drawn from one generator.
+stains' look (brightness, contrast, blur, masked crops); the dropout of membrane stains comes last, so that a dropped stain is exactly 0.
+Everything is drawn from the generator given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training patches: which ones train, validate and are held out, and how they reach the network.
 
-Patches are windows that overlap their neighbours, so a split of the list would leak. Blocks of windows are split by position, and no pixel inside a validation or held-out
-window teaches (nor validates, inside a held-out window): what is measured there was never learnt.
+Patches are windows that overlap their neighbours, so a split of the list would leak. Blocks of windows are split by position, and no pixel inside a validation
+or held-out window teaches (nor validates, inside a held-out window): what is measured there was never learnt.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def split(refs: Sequence[PatchRef], validation_fraction: float, holdout_fraction
     """
     if len(refs) < MIN_PATCHES:
         raise InputError(
-            f"only {len(refs)} training patches were found, at least {MIN_PATCHES} are needed (one validates, one is held out for the decision, two train); "
-            "take a larger area, lower curate's --min-objects, or run without fine-tuning."
+            f"only {len(refs)} training patches were found, at least {MIN_PATCHES} are needed (one validates, one is held out for "
+            "the decision, two train); take a larger area, lower curate's --min-objects, or run without fine-tuning."
         )
     blocks = _blocks(refs, seed)
     wanted_holdout = max(round(len(refs) * holdout_fraction), 1)
@@ -107,7 +107,7 @@ def split(refs: Sequence[PatchRef], validation_fraction: float, holdout_fraction
     train = sorted(ref for block in rest for ref in block)
     if not train:
         raise InputError(
-            f"validation ({validation_fraction:g}) and held-out patches ({holdout_fraction:g}) leave none of the {len(refs)} patches to train; lower the fractions."
+            f"validation ({validation_fraction:g}) and held-out ({holdout_fraction:g}) patches leave none of the {len(refs)} to train; lower the fractions."
         )
     return Split(train, validation, holdout)
 
@@ -130,7 +130,7 @@ def _blocks(refs: Sequence[PatchRef], seed: int) -> list[list[PatchRef]]:
 
 
 def _take(blocks: list[list[PatchRef]], wanted: int) -> tuple[list[PatchRef], list[list[PatchRef]]]:
-    """The first blocks until there are at least half a block too few or enough; the others."""
+    """The first blocks, as near to the wanted number of patches as whole blocks come but at least one; the others."""
     taken: list[PatchRef] = []
     for i, block in enumerate(blocks):
         if taken and len(taken) + len(block) / 2 > wanted:
@@ -171,7 +171,7 @@ class PatchStore:
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
         self.folder, self.device = Path(folder), device
-        self._items: list[tuple[PatchRef, tuple[Path, ...]]] = []
+        self._items: list[tuple[PatchRef, tuple[int, int], tuple[Path, ...]]] = []
 
     def __len__(self) -> int:
         return len(self._items)
@@ -196,20 +196,21 @@ class PatchStore:
             names.append(target)
         image = self.folder / f"{len(self._items):05d}_image.npz"
         np.savez(image, stains=patch.normalised(), counts=patch.counts)
-        self._items.append((ref, (image, *names)))
+        self._items.append((ref, shape, (image, *names)))
         return True
 
-    def n_membranes(self, i: int) -> int:
-        """Membrane stains of item i."""
-        return self._items[i][0].n_membranes
+    def kind(self, i: int) -> tuple[int, int, int]:
+        """(membrane stains, height, width) of item i: only items of one kind fit into one batch."""
+        ref, shape, _ = self._items[i]
+        return ref.n_membranes, *shape
 
     def n_targets(self, i: int) -> int:
         """Label images of item i that may teach."""
-        return len(self._items[i][1]) - 1
+        return len(self._items[i][2]) - 1
 
     def example(self, i: int, target: int) -> Example:
         """Item i with one of its label images."""
-        paths = self._items[i][1]
+        paths = self._items[i][2]
         with np.load(paths[0]) as image, np.load(paths[1 + target]) as labels:
             return Example(image["stains"], image["counts"].astype(np.float32), labels["flow"].astype(np.float32), labels["cell"], labels["teach"])
 

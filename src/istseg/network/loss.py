@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FLOW_SCALE = 5.0
-"""The network predicts unit flows times this [Cellpose, Stringer et al. 2021]."""
+from istseg.network.unet import FLOW_SCALE
 
 
 @dataclass(frozen=True)

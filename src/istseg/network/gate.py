@@ -1,0 +1,236 @@
+"""Accept a fine-tuned model, or keep its base: both are judged on held-out patches against curated cells, nuclei and transcripts.
+
+Annotation is partial: curated cells are a part of all cells. **AP@0.5 under partial annotation** counts
+TP: a curated cell that is matched one to one by a predicted cell with IoU ≥ 0.5; FN: one that is not;
+FP: an unmatched predicted cell with its centroid in the window's core, more than half of whose area is *judged*, i.e. lies in curated cells or background.
+A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei are not judged area: they say that a cell is there, not how large it is.
+Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
+
+Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from truth by its own labels. The
+rates of spurious and inconsistent cells judge by nuclei and transcripts instead, over all predicted cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from istseg.artifacts.patches import Patch
+from istseg.curation.rules import from_label_images
+from istseg.network.card import ModelCard
+from istseg.network.dataset import PatchRef, border_labels
+from istseg.network.dynamics import labels_from_field
+from istseg.network.inference import Predictor
+from istseg.network.rna_image import rna_image
+from istseg.network.unet import Rna2Seg
+from istseg.progress import track
+from istseg.qc.matching import boundary_iou, match_labels, precision
+
+IOU = 0.5
+MIN_AREA_UM2 = 12.8
+FLOW_ERROR = 0.9
+CONTAIN, INTERSECT = 0.95, 0.05
+SPURIOUS_PERCENTILE = 5.0
+MARGIN = 0.01
+"""A difference counts when it is larger than this and than what a single cell makes."""
+MIN_CELLS = 10
+"""Fewer curated cells than this on held-out patches decide nothing."""
+
+HIGHER_IS_BETTER = ("ap50", "boundary_iou")
+LOWER_IS_BETTER = ("spurious_rate", "inconsistent_rate")
+
+
+@dataclass
+class Tally:
+    """Counts over held-out patches; see `figures`."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    predicted: int = 0
+    ignored: int = 0
+    best: list[float] = field(default_factory=list)
+    boundary: list[float] = field(default_factory=list)
+    inconsistent: int | None = 0
+    without_nucleus: list[int] = field(default_factory=list)
+    reference: list[int] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of the decision: quality, rates, and the counts behind them."""
+        curated = self.tp + self.fn
+        threshold = float(np.percentile(self.reference, SPURIOUS_PERCENTILE)) if self.reference else None
+        spurious = None if threshold is None else sum(n < threshold for n in self.without_nucleus)
+        return {
+            "ap50": precision(self.tp, self.fp, self.fn) if curated else None,
+            "mean_best_iou": float(np.mean(self.best)) if self.best else None,
+            "boundary_iou": float(np.mean(self.boundary)) if self.boundary else None,
+            "spurious_rate": None if spurious is None or not self.predicted else spurious / self.predicted,
+            "inconsistent_rate": None if self.inconsistent is None or not self.predicted else self.inconsistent / self.predicted,
+            "true_positives": self.tp,
+            "false_positives": self.fp,
+            "false_negatives": self.fn,
+            "curated_cells": curated,
+            "predicted_cells": self.predicted,
+            "predicted_cells_not_judged": self.ignored,
+            "spurious_below_transcripts": threshold,
+        }
+
+
+def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], device: torch.device, what: str = "gate") -> dict[str, Any]:
+    """Figures of a model on held-out patches.
+
+    Parameters
+    ----------
+    model, card
+        Network and its card: RNA image and thresholds.
+    holdout
+        Patches, read one by one.
+    device
+        Of `inference.open_device`.
+    what
+        Name of the work for the progress.
+
+    Returns
+    -------
+    See `Tally.figures`. With nuclei in the patches, *spurious* and *inconsistent* are the paper's [Validation and metrics]; without, every cell with fewer transcripts than the
+    5th percentile of the curated cells counts as spurious, and the inconsistent rate is None.
+    """
+    predictor = Predictor(model, card, device)
+    tally = Tally()
+    for ref in track(list(holdout), what):
+        patch = Patch.read(ref.path)
+        judge(patch, predict(predictor, patch), tally)
+    return tally.figures()
+
+
+def predict(predictor: Predictor, patch: Patch) -> np.ndarray:
+    """(y, x) int32 cells that a model finds in a patch."""
+    rna = rna_image(patch.counts, predictor.card.rna_form)
+    field_of_flows = predictor.predict(torch.from_numpy(np.concatenate((patch.normalised(), rna[None]))[None]))[0]
+    return labels_from_field(
+        field_of_flows,
+        logit_threshold=predictor.card.logit_threshold,
+        min_flow=predictor.card.min_flow,
+        flow_error=FLOW_ERROR,
+        min_area_wpx=MIN_AREA_UM2 / patch.working_um**2,
+        device=predictor.device,
+    )
+
+
+def judge(patch: Patch, predicted: np.ndarray, tally: Tally) -> None:
+    """Add the cells predicted in one patch to the tally."""
+    mine = _central(predicted, patch.overlap // 2)
+    tally.predicted += len(mine)
+    for k in range(len(patch.labels)):
+        stand_ins = patch.stand_ins[k] if patch.stand_ins is not None else []
+        _against_curated(patch, np.where(np.isin(patch.labels[k], stand_ins), 0, patch.labels[k]), patch.teach[k], stand_ins, k, predicted, mine, tally)
+    _against_nuclei_and_transcripts(patch, predicted, mine, tally)
+
+
+def _against_curated(
+    patch: Patch, cells: np.ndarray, teach: np.ndarray, stand_ins: list[int], k: int, predicted: np.ndarray, mine: np.ndarray, tally: Tally
+) -> None:
+    cells = np.where(teach, cells, 0)
+    counted = np.setdiff1d(_central(cells, patch.overlap // 2), border_labels(cells))
+    overlap = match_labels(cells, predicted)
+    partner = overlap.matches(IOU)
+    wanted = np.isin(overlap.truth_ids, counted)
+    tally.tp += int((partner[wanted] >= 0).sum())
+    tally.fn += int((partner[wanted] < 0).sum())
+    tally.best += overlap.best_iou()[wanted].tolist()
+    tally.boundary += _boundaries(cells, predicted, overlap, np.flatnonzero(wanted))
+    judged = teach & ~np.isin(patch.labels[k], stand_ins)
+    area = np.bincount(predicted.ravel())
+    inside = np.bincount(predicted.ravel(), weights=judged.ravel())
+    unmatched = np.setdiff1d(mine, overlap.predicted_ids[partner[partner >= 0]])
+    wrong = inside[unmatched] > area[unmatched] / 2
+    tally.fp += int(wrong.sum())
+    tally.ignored += int((~wrong).sum())
+
+
+def _boundaries(cells: np.ndarray, predicted: np.ndarray, overlap: Any, wanted: np.ndarray) -> list[float]:
+    """Boundary IoU of each wanted cell with the predicted cell that overlaps it best; 0 without any."""
+    from scipy.ndimage import find_objects
+
+    best: dict[int, tuple[float, int]] = {}
+    for i, j, iou in zip(overlap.truth.tolist(), overlap.predicted.tolist(), overlap.iou.tolist(), strict=True):
+        best[i] = max(best.get(i, (0.0, -1)), (iou, j))
+    cell_boxes, predicted_boxes = find_objects(cells), find_objects(predicted)
+    result = []
+    for i in wanted.tolist():
+        if i not in best:
+            result.append(0.0)
+            continue
+        a, b = int(overlap.truth_ids[i]), int(overlap.predicted_ids[best[i][1]])
+        box = tuple(slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(cell_boxes[a - 1], predicted_boxes[b - 1], strict=True))
+        result.append(boundary_iou(cells[box] == a, predicted[box] == b))
+    return result
+
+
+def _against_nuclei_and_transcripts(patch: Patch, predicted: np.ndarray, mine: np.ndarray, tally: Tally) -> None:
+    transcripts = np.bincount(predicted.ravel(), weights=patch.counts.ravel(), minlength=1)
+    if patch.nuclei is None:
+        tally.inconsistent = None
+        tally.without_nucleus += transcripts[mine].astype(int).tolist()
+        # The first label image only: the cells of several teachers are the same cells.
+        curated = patch.labels[0]
+        tally.reference += np.bincount(curated.ravel(), weights=patch.counts.ravel())[np.unique(curated[curated > 0])].astype(int).tolist()
+        return
+    overlaps, nucleus_ids, cell_ids = from_label_images(patch.nuclei, predicted)
+    contained = np.bincount(overlaps.cell[overlaps.fraction >= CONTAIN], minlength=len(cell_ids))
+    intersected = np.bincount(overlaps.cell[overlaps.fraction > INTERSECT], minlength=len(cell_ids))
+    chosen = np.isin(cell_ids, mine)
+    if tally.inconsistent is not None:
+        tally.inconsistent += int((chosen & (((intersected > 0) & (contained == 0)) | (contained > 1))).sum())
+    tally.without_nucleus += transcripts[cell_ids[chosen & (intersected == 0)]].astype(int).tolist()
+    tally.reference += np.bincount(patch.nuclei.ravel(), weights=patch.counts.ravel())[nucleus_ids].astype(int).tolist()
+
+
+def _central(labels: np.ndarray, margin: int) -> np.ndarray:
+    """Labels whose centroid lies in the core of the window, half-open."""
+    ids, inverse, area = np.unique(labels, return_inverse=True, return_counts=True)
+    y, x = np.indices(labels.shape)
+    centres = [np.bincount(inverse.ravel(), weights=v.ravel()) / area + 0.5 for v in (y, x)]
+    inside = (ids > 0) & np.logical_and.reduce([(c >= margin) & (c < side - margin) for c, side in zip(centres, labels.shape, strict=True)])
+    return ids[inside]
+
+
+def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
+    """Accept the fine-tuned model when it is worse in nothing and better in something; else keep the base.
+
+    Parameters
+    ----------
+    base, finetuned
+        Of `evaluate`, on the same patches.
+
+    Returns
+    -------
+    (accepted, reason in words)
+    """
+    curated = finetuned["curated_cells"]
+    if curated < MIN_CELLS:
+        return False, f"the base is kept: only {curated} curated cells lie on held-out patches, at least {MIN_CELLS} are needed to decide"
+    better, worse = [], []
+    for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER):
+        before, after = base[name], finetuned[name]
+        if before is None and after is None:
+            continue
+        if after is None:
+            worse.append(f"{name} (it predicts no cell)")
+            continue
+        if before is None:
+            continue
+        gain = (after - before) * (1 if name in HIGHER_IS_BETTER else -1)
+        n = curated if name in HIGHER_IS_BETTER else min(base["predicted_cells"], finetuned["predicted_cells"])
+        step = max(MARGIN, 1 / n)
+        if abs(gain) > step:
+            (better if gain > 0 else worse).append(f"{name} {before:.3f} → {after:.3f}")
+    if worse:
+        return False, "the base is kept: fine-tuning made worse " + ", ".join(worse) + (f" (better: {', '.join(better)})" if better else "")
+    if not better:
+        return False, "the base is kept: fine-tuning changed nothing by more than the margin"
+    return True, "fine-tuning is accepted: better " + ", ".join(better) + ", nothing worse"
