@@ -47,7 +47,7 @@ def commands(folder: Path, region: Path, tiles: list[Path], tile_um: float) -> d
     of_tiles = lambda stage, *rest: [istseg, stage, *every_tile, "--out", here(stage), *rest]  # noqa: E731
     return {
         "convert": [[istseg, "convert", "--raw", str(region), "--sample", "s", "--platform", "merscope", "--z-planes", "0", "--out", here("convert")]],
-        "tile": [[istseg, "tile", *facts, "--zarr", sample, "--tile-um", str(tile_um), "--out", here("tiles")]],
+        "tile": [[istseg, "tile", *facts, "--zarr", sample, "--tile-um", str(tile_um), "--out", str(folder)]],
         "teach": [of_tiles("teach")],
         "calibrate": [[istseg, "calibrate", "--labels", here("teach"), "--out", here("calibrate")]],
         "curate": [of_tiles("curate", "--labels", here("teach"), "--thresholds", here("calibrate/thresholds.json"))],
