@@ -99,11 +99,13 @@ class ModelCard:
         found = []
         if self.rna_form not in FORMS:
             found.append(
-                f"{where}: the model was trained with the RNA image form {self.rna_form!r}, this version knows {sorted(FORMS)}; update istseg or use another model."
+                f"{where}: the model was trained with the RNA image form {self.rna_form!r}, this version knows {sorted(FORMS)}; "
+                "update istseg or use another model."
             )
         if self.normalisation not in NORMALISATIONS:
             found.append(
-                f"{where}: the model was trained with the normalisation {self.normalisation!r}, this version knows {list(NORMALISATIONS)}; update istseg or use another model."
+                f"{where}: the model was trained with the normalisation {self.normalisation!r}, this version knows {list(NORMALISATIONS)}; "
+                "update istseg or use another model."
             )
         if not isinstance(self.working_um, (int, float)) or not 0.05 <= self.working_um <= 2:
             found.append(f"{where}: the model's pixel size {self.working_um!r} µm is not between 0.05 and 2; its card is wrong.")

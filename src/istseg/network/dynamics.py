@@ -1,7 +1,10 @@
-"""Field of flows → cells: every cell pixel follows the flow; pixels that end at one sink are one cell [Cellpose, Stringer et al. 2021; paper: inference].
+"""Field of flows → cells: every cell pixel follows the flow; pixels that end at one sink are one cell.
 
-Written to be local. A cell depends on the field near it only (path length + its own size), positions are kept relative to each pixel's own place so that rounding
-does not depend on where the array begins, and ties are broken by the order of rows and columns, which is the same in every array. Two tiles that both see a cell give the same cell.
+The idea is Cellpose's (Stringer et al. 2021) [paper: inference].
+
+Written to be local. A cell depends on the field near it only (path length + its own size), positions are kept relative to each pixel's own place so
+that rounding does not depend on where the array begins, and ties are broken by the order of rows and columns, which is the same in every array. Two tiles
+that both see a cell give the same cell.
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ def labels_from_field(
         Smallest area in pixels.
     steps
         Steps of at most about a pixel: the longest way from a cell's rim to its centre.
+    device
+        Where the flow is followed.
 
     Returns
     -------
@@ -75,6 +80,8 @@ def follow(flow: Tensor, y: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tens
         (2, H, W) float32, pixels per step (y, x).
     y, x
         (P,) int64 starting pixels.
+    steps
+        Number of Euler steps.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """One field of flows and logits over a tile, blended from windows of the sample's grid.
 
-A window's prediction depends on the pixels of that window only, and the weights of the blend on the grid only: two tiles that both see a place get the same numbers there,
-bit for bit (docs/architecture.md). Used by the network and by every teacher that predicts flows.
+A window's prediction depends on the pixels of that window only, and the weights of the blend on the grid only: two tiles that both see a place get the
+same numbers there, bit for bit (docs/architecture.md). Used by the network and by every teacher that predicts flows.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ def blend_windows(
         The batch always has the same size (the last one is filled with zeros), so the arithmetic does not depend on how many windows there are.
     windows
         (gy, gx) to compute; default: the tile's own and those of its ring.
+    batch_size
+        Windows that are predicted together.
     inputs
         Makes the (C, window, window) float32 input of a window box; default: `stain_window`.
 
     Returns
     -------
-    (3, h, w) float32 over the region: flow y, flow x, logit. In the cores of windows that were not computed the flow is 0 and the logit `NO_TISSUE_LOGIT`, also where a
-    neighbouring window reaches in: a tile without tissue does not exist, so an object there would belong to no tile.
+    (3, h, w) float32 over the region: flow y, flow x, logit. In the cores of windows that were not computed the flow is 0 and the logit
+    `NO_TISSUE_LOGIT`, also where a neighbouring window reaches in: a tile without tissue does not exist, so an object there would belong to no tile.
     """
     grid = tile.window_grid
     chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))

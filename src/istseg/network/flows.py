@@ -1,7 +1,7 @@
 """Flow targets: unit vectors that lead every pixel of a cell to the cell's centre [paper: RNA2seg network and loss; Cellpose, Stringer et al. 2021].
 
-Heat spreads inside the cell from the pixel nearest its centre; the flow is the direction of its gradient. Each cell is solved in its own box, boxes of about one
-size together in one array on the device, so the result of a cell depends on nothing but its own mask.
+Heat spreads inside the cell from the pixel nearest its centre; the flow is the direction of its gradient. Each cell is solved in its own box, boxes of
+about one size together in one array on the device, so the result of a cell depends on nothing but its own mask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The segmentation network of the RNA2seg paper: stain encoder, RNA image, residual U-Net with a style vector.
 
-The U-Net is Cellpose's (Stringer et al. 2021). Names and shapes of the parameters are those of the published package, so that its weights load here and ours there.
+The U-Net is Cellpose's (Stringer et al. 2021). Names and shapes of the parameters are those of the published package, so that its weights load here and
+ours there.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def published_card(name: str) -> ModelCard:
         logit_threshold=-0.5,
         min_flow=0.0,
         notes=[
-            "weights of the package rna2seg: they carry no card, its defaults are assumed; stains are normalised one by one, where the package does all membranes jointly"
+            "weights of the package rna2seg: they carry no card, its defaults are assumed",
+            "stains are normalised one by one, where the package does all membranes jointly",
         ],
     )
 
@@ -88,6 +89,12 @@ def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool =
 
     Parameters
     ----------
+    path
+        Of the file, `.safetensors`.
+    model
+        A `Rna2Seg`.
+    card
+        Stored inside, but for its sha256.
     half
         Store as float16 (a tensor whose values do not fit stays float32).
 
@@ -122,12 +129,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     try:
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118: not a dict
+            tensors = {key: stored.get_tensor(key) for key in list(stored.keys())}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is not a safetensors file ({error}); was it cut off? Copy it again.") from None
     if CARD_KEY not in metadata:
         raise InputError(
-            f"{path}: carries no model card (metadata entry {CARD_KEY}), so its resolution and RNA image are unknown; use a file that istseg wrote, or the package's .pt."
+            f"{path}: carries no model card (metadata entry {CARD_KEY}), so its resolution and RNA image are unknown; "
+            "use a file that istseg wrote, or the package's .pt."
         )
     return tensors, ModelCard.from_json(metadata[CARD_KEY], str(path))
 

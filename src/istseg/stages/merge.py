@@ -1,7 +1,7 @@
 """merge: cells and nuclei of all tiles → `istseg.cells.parquet`, `teacher.cells.parquet`, `nuclei.parquet`, `labels.zarr`, `merge.json`.
 
-Every object is taken from the tile that owns it, so each cell comes once. Objects are numbered by the place of their centroid (y, then x): numbers do not depend on the tiling.
-Where two tiles' objects claim one pixel (possible only for objects larger than the halo) the smaller number has it; this is counted.
+Every object is taken from the tile that owns it, so each cell comes once. Objects are numbered by the place of their centroid (y, then x): numbers do not
+depend on the tiling. Where two tiles' objects claim one pixel (possible only for objects larger than the halo) the smaller number has it; this is counted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,19 @@ class Source:
 def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: Path) -> None:
     """Merge a sample.
 
-    `cell_id` is `<sample>_<number>` with seven digits, `<sample>_t<number>` for the teacher's cells and `<sample>_n<number>` for nuclei; the number is the pixel value in `labels.zarr`.
+    `cell_id` is `<sample>_<number>` with seven digits, `<sample>_t<number>` for the teacher's cells and `<sample>_n<number>` for nuclei; the number is the
+    pixel value in `labels.zarr`.
+
+    Parameters
+    ----------
+    tiles_json
+        Names the tiles that must be there.
+    cells, teacher
+        Folders with the tiles' folders of segment and of teach.
+    thresholds
+        Name the teacher's layer that becomes the segmentation `teacher`.
+    out
+        Folder of the results.
 
     Raises
     ------

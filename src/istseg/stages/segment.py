@@ -45,10 +45,18 @@ def run(
         Tile folders.
     model
         Weights; their card gives the defaults of `logit_threshold` and `min_flow`.
+    model_sha256
+        Digest that they must have; None for any.
     out
         A folder per tile is written below it.
+    logit_threshold, min_flow, flow_error, flow_steps
+        See `network.dynamics.labels_from_field`.
     min_cell_area_um2
         Smallest cell, µm².
+    batch_size
+        Windows per step of the network.
+    device
+        `cpu` or `cuda`.
 
     Raises
     ------
