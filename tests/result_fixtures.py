@@ -60,21 +60,26 @@ def make(
     membranes: tuple[str, ...] = ("Cellbound1",),
     outside: int = 7,
     bands: int = 3,
+    without_rna: list | None = None,
+    windows_per_side: int = 1,
+    genes: list[str] = GENES,
 ) -> World:
     """Write a sample with round cells at `centres` (µm from the corner)."""
     rng = np.random.default_rng(seed)
     n = n_transcripts
     local = np.column_stack([rng.uniform(0, WIDTH_UM, n), rng.uniform(0, HEIGHT_UM, n)])
+    for hole in without_rna or []:
+        local[shapely.contains_xy(hole, *(local + ORIGIN_UM).T)] = [0.5, 0.5]
     local[:outside] = [WIDTH_UM + 3, 5]
-    names = [*GENES, *CONTROLS]
-    gene = rng.choice(len(names), n, p=[0.3, 0.3, 0.2, 0.15, 0.03, 0.02])
+    names = [*genes, *CONTROLS]
+    gene = rng.choice(len(names), n, p=[*[0.95 / len(genes)] * len(genes), 0.03, 0.02])
     points = pd.DataFrame(
         {
             "x": local[:, 0] + ORIGIN_UM[0],
             "y": local[:, 1] + ORIGIN_UM[1],
             "z": rng.integers(0, 3, n).astype(np.int16),
             "gene": pd.Categorical.from_codes(gene, names),
-            "is_control": gene >= len(GENES),
+            "is_control": gene >= len(genes),
             "transcript_id": np.arange(n, dtype=np.int64) + 10,
         }
     )
@@ -88,18 +93,18 @@ def make(
     stains = [Stain("DAPI", "nucleus", 0, 1000), *(Stain(m, "membrane", 100, 900) for m in membranes), Stain("PolyT", "other", 0, 10)]
     counts = {
         "total": n,
-        "genes": int((gene < len(GENES)).sum()),
-        "controls": int((gene >= len(GENES)).sum()),
+        "genes": int((gene < len(genes)).sum()),
+        "controls": int((gene >= len(genes)).sum()),
         "outside_image": outside,
         "by_plane": {"0": 1, "1": 1, "2": 1},
     }
     sample = Sample(
-        "s1", "merscope", affine(PIXEL_UM).tolist(), PIXEL_UM, round(HEIGHT_UM / PIXEL_UM), round(WIDTH_UM / PIXEL_UM), stains, GENES, CONTROLS, counts, ends
+        "s1", "merscope", affine(PIXEL_UM).tolist(), PIXEL_UM, round(HEIGHT_UM / PIXEL_UM), round(WIDTH_UM / PIXEL_UM), stains, genes, CONTROLS, counts, ends
     )
     sample.write(root / "sample.json")
     world = World(root, sample, points, paths={"sample": root / "sample.json", "points": folder})
     _segmentation(world, [circle(x, y, radius) for x, y in centres], nuclei if nuclei is not None else [circle(x, y, radius * 0.5) for x, y in centres])
-    _tiles(world, membranes, rng)
+    _tiles(world, membranes, windows_per_side)
     Thresholds("s1", 0.2, 8.0, 5, 500, None, {}, {"background": 5.0, "spurious": 5.0}).write(root / "thresholds.json")
     world.paths["thresholds"] = root / "thresholds.json"
     return world
@@ -129,7 +134,7 @@ def _segmentation(world: World, cells: list, nuclei: list) -> None:
     world.paths |= {"merged": root, "cells": root / "istseg.cells.parquet", "nuclei": root / "nuclei.parquet", "labels": root / "labels.zarr"}
 
 
-def _tiles(world: World, membranes: tuple[str, ...], rng: np.random.Generator) -> None:
+def _tiles(world: World, membranes: tuple[str, ...], n: int) -> None:
     height, width = round(HEIGHT_UM / WORKING_UM), round(WIDTH_UM / WORKING_UM)
     grid = WindowGrid(height, width)
     nucleus_image = rasterise(list(world.nuclei.geometry), (height, width)) > 0
@@ -139,8 +144,8 @@ def _tiles(world: World, membranes: tuple[str, ...], rng: np.random.Generator) -
     working = apply_affine(affine(WORKING_UM), world.points[["x", "y"]].to_numpy())
     folder = world.root / "tiles"
     records = []
-    for ty, tx in grid.tiles(1):
-        core, region = grid.tile_core(ty, tx, 1), grid.tile_region(ty, tx, 1)
+    for ty, tx in grid.tiles(n):
+        core, region = grid.tile_core(ty, tx, n), grid.tile_region(ty, tx, n)
         y0, x0, y1, x1 = region
         inside = (working[:, 1] >= y0) & (working[:, 1] < y1) & (working[:, 0] >= x0) & (working[:, 0] < x1)
         table = world.points[inside].assign(x_wpx=working[inside, 0], y_wpx=working[inside, 1])
@@ -150,7 +155,7 @@ def _tiles(world: World, membranes: tuple[str, ...], rng: np.random.Generator) -
             grid.as_dict(),
             core,
             region,
-            grid.tile_windows(ty, tx, 1),
+            grid.tile_windows(ty, tx, n),
             [],
             ["DAPI", *membranes],
             [(0, 1000), *[(100, 900)] * len(membranes)],
@@ -158,8 +163,8 @@ def _tiles(world: World, membranes: tuple[str, ...], rng: np.random.Generator) -
             affine(WORKING_UM).tolist(),
         )
         tile.write(folder / tile.tile_id, stains[:, y0:y1, x0:x1], table)
-        records.append({"tile_id": tile.tile_id, "core": core, "region": region, "n_windows": 1, "n_transcripts": len(table)})
-    TileIndex("s1", grid.as_dict(), 1, WORKING_UM, affine(WORKING_UM).tolist(), records, [], 1.0).write(folder / "tiles.json")
+        records.append({"tile_id": tile.tile_id, "core": core, "region": region, "n_windows": n * n, "n_transcripts": len(table)})
+    TileIndex("s1", grid.as_dict(), n, WORKING_UM, affine(WORKING_UM).tolist(), records, [], 1.0).write(folder / "tiles.json")
     step = 4
     small = stains[:, ::step, ::step]
     np.savez_compressed(folder / "overview.npz", stains=small, stain_names=np.array(["DAPI", *membranes]), um_per_px=WORKING_UM * step, origin=np.zeros(2))

@@ -46,17 +46,23 @@ def _round_up(value: float) -> float:
     return next(m * decade for m in (1, 2, 5, 10) if m * decade >= value * (1 - 1e-9))
 
 
-def flag_counts(obs: pd.DataFrame) -> dict[str, Any]:
-    """Cells by flag and the rates of the paper's metric, as shares of all cells."""
+def flag_counts(obs: pd.DataFrame, in_image: np.ndarray) -> dict[str, Any]:
+    """Cells by flag, and the rates of the paper's metric.
+
+    Parameters
+    ----------
+    in_image
+        bool (cells,): centroid inside the image. Only these enter the rates: where nothing was imaged no nucleus can be found, and a vendor's cells may
+        reach beyond a mosaic that was cropped.
+    """
     counts = obs["qc_flag"].value_counts()
-    n = {name: int(counts.get(name, 0)) for name in FLAGS}
-    total = len(obs)
-
-    def share(count: int) -> float | None:
-        return count / total if total else None
-
-    rates = {"spurious_rate": n["spurious"], "inconsistent_rate": n["inconsistent"], "without_nucleus_rate": n["no_nucleus"] + n["spurious"]}
-    return {**n, **{name: share(count) for name, count in rates.items()}}
+    inside = obs.loc[in_image, "qc_flag"]
+    rates = {"spurious_rate": ["spurious"], "inconsistent_rate": ["inconsistent"], "without_nucleus_rate": ["no_nucleus", "spurious"]}
+    return {
+        **{name: int(counts.get(name, 0)) for name in FLAGS},
+        "outside_image": int((~in_image).sum()),
+        **{name: float(inside.isin(flags).mean()) if len(inside) else None for name, flags in rates.items()},
+    }
 
 
 def nucleus_counts(containing: np.ndarray, intersecting: np.ndarray) -> dict[str, Any]:
@@ -92,8 +98,10 @@ def warnings(
         said.append(f"{nuclei['in_no_cell'] / nuclei['total']:.0%} of the nuclei lie in no cell: cells are missed.")
     if (obs["n_transcripts"] == 0).mean() > 0.1:
         said.append(f"{(obs['n_transcripts'] == 0).mean():.0%} of the cells have no transcript.")
-    unmeasured = int(obs["background_fraction"].isna().sum())
-    if unmeasured:
+    if flags["outside_image"]:
+        said.append(f"{flags['outside_image']} cells lie outside the image: they are in the counts but not in the rates of the flags.")
+    unmeasured = int(obs["background_fraction"].isna().sum()) - flags["outside_image"]
+    if unmeasured > 0:
         said.append(f"{unmeasured} cells lie outside the tissue that was tiled or are smaller than a pixel: they have no stain means.")
     for key, what in (("density_ratio", "density"), ("area_ratio", "mean area")):
         ratio = seams[key]

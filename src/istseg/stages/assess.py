@@ -19,7 +19,7 @@ from istseg import counts as counts_file
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import read_json
 from istseg.artifacts.metrics import FLAGS, Metrics
-from istseg.artifacts.sample import Sample
+from istseg.artifacts.sample import Sample, apply_affine
 from istseg.artifacts.thresholds import Thresholds
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
@@ -84,13 +84,15 @@ def run(
     for column in ("qc_reason", "qc_flag"):
         adata.obs[column] = pd.Categorical(flagged[column])
 
+    pixels = apply_affine(sample.affine, centroids)
+    in_image = ((pixels >= 0) & (pixels < [sample.width_px, sample.height_px])).all(axis=1)
     border = seams.compare(tiles, index, centroids, cell_table["area_um2"].to_numpy(float))
     rows, umap, no_umap = embedding.embed(adata, umap_cells, seed)
     used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
     _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": measure.DENSITY_SIGMA_UM})
     examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed)
     picture = overview.draw(out / "overview.png", tiles, index, sample, shapes)
-    flag_table, nucleus_record = summary.flag_counts(adata.obs), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)
+    flag_table, nucleus_record = summary.flag_counts(adata.obs, in_image), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)
     said = summary.warnings(adata.obs, assigned["transcripts"], flag_table, nucleus_record, border, limits.spurious_count)
     counts_file.write(out / "counts.h5ad", adata)
     Metrics(

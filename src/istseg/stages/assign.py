@@ -7,7 +7,6 @@ Out: `transcripts.parquet`, `counts.h5ad`, `assign.json`. The transcripts are st
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from istseg import __version__, counts
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import whole, write_json
 from istseg.artifacts.sample import Sample, apply_affine
+from istseg.artifacts.spatial import transcript_parts
 from istseg.errors import InputError, IstsegError
 from istseg.locate import LabelLocator, Locator, PolygonLocator
 from istseg.progress import track
@@ -120,22 +120,8 @@ def _targets(sample: Sample) -> dict[str, int]:
     return targets
 
 
-def parts_of(folder: Path) -> list[Path]:
-    """`part.<i>.parquet` of a points folder, by number.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    numbered = [(int(m.group(1)), p) for p in Path(folder).iterdir() if (m := re.fullmatch(r"part\.(\d+)\.parquet", p.name))] if Path(folder).is_dir() else []
-    if not numbered:
-        raise InputError(f"{folder}: holds no part.<i>.parquet; it should be the folder points.parquet of the stage convert.")
-    return [p for _, p in sorted(numbered)]
-
-
 def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    for path in parts_of(folder):
+    for path in transcript_parts(folder):
         with pq.ParquetFile(path) as stored:
             missing = set(POINT_COLUMNS) - set(stored.schema_arrow.names)
             if missing:
