@@ -35,10 +35,8 @@ class CosmxSample(RawSample):
         problems: list[str] = []
         self._warnings: list[str] = []
         self.layout = layout = cosmx_files.find_layout(self.root, problems, self._warnings)
-        if layout.composite:
-            self._pages: dict[int, list[tiffs.PageInfo]] = {}
-        if self.options.z_planes not in ("focus", "all", "0", "0-0"):
-            problems.append(f"{self.root}: z_planes {self.options.z_planes}: CosMx images have one plane; leave z_planes at `focus`.")
+        if self.options.z_planes not in ("focus", "all", "0"):
+            self._warnings.append(f"z_planes {self.options.z_planes} is not used: CosMx images have one plane.")
         self._columns = self._transcript_columns(problems)
         positions, unit, ratio = cosmx_files.read_positions(layout.positions, problems) if layout.positions else ({}, "px", None)
         self._select_fovs(positions, problems)

@@ -41,6 +41,10 @@ class MerscopeSample(RawSample):
         warnings: list[str] = []
         region = find_region(self.root)
         self.region = region
+        if self.options.fovs is not None:
+            problems.append(f"{self.root}: fovs are only for CosMx; a MERSCOPE sample is one region.")
+        if self.options.pixel_size_um is not None:
+            warnings.append("pixel_size_um is not used: the transform of a MERSCOPE region says it.")
         self._pages = _find_images(region, problems, warnings)
         matrix = read_transform(region / "images" / TRANSFORM, problems)
         shape = _mosaic_shape(self._pages, problems)

@@ -1,0 +1,230 @@
+"""preflight: check samplesheet, parameters, raw folders and machine before any work; all problems at once, in seconds."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from istseg import parameters, samplesheet
+from istseg.artifacts.preflight import Preflight, Resolved
+from istseg.artifacts.sample import apply_affine
+from istseg.errors import InputError
+from istseg.grid import DEFAULT_WORKING_UM
+from istseg.progress import track
+from istseg.raw import open_raw, tables
+from istseg.raw.base import Facts, Options
+from istseg.raw.points import MAX_MICRON
+from istseg.stages.convert import MAX_INVALID, MIN_INSIDE, WARN_INSIDE
+
+_WARN_REPEATED = 0.01
+_PYRAMID = 4 / 3
+_COMPRESSED = 0.8
+"""Microscope images shrink little; a cautious value for the estimate."""
+_GZIP_GROWTH = 4
+_WORKING_BYTES = 24
+"""Per working pixel beside the stains: labels, fields, crops of tiles that overlap."""
+_COPIES = 2
+"""Work folder and published results."""
+
+log = logging.getLogger("istseg")
+
+
+def run(
+    *,
+    samplesheet: Path,
+    out: Path,
+    raw: dict[str, Path] | None = None,
+    params: Path | None = None,
+    schema: Path | None = None,
+    device: str = "cpu",
+    disk: Path | None = None,
+) -> None:
+    """Check everything and write `preflight.json`.
+
+    Parameters
+    ----------
+    samplesheet
+        CSV with one row per sample.
+    out
+        Folder that gets `preflight.json`.
+    raw
+        Sample → where its raw folder is staged.
+    params, schema
+        Parameters of the run as JSON, and `nextflow_schema.json`.
+    device
+        `cpu` or `cuda`.
+    disk
+        Folder whose free space must hold the results.
+
+    Raises
+    ------
+    InputError
+        With every problem of everything.
+    """
+    problems: list[str] = []
+    if params is not None and schema is None:
+        problems.append("--params needs --schema (nextflow_schema.json) to be checked against.")
+    values = parameters.check_files(params, schema, problems) if params and schema else {}
+    rows = read_rows(samplesheet, raw or {}, problems)
+    gpu = _check_device(device, problems)
+    samples = []
+    for row in track(rows, "Samples"):
+        resolved = _check_sample(row, samplesheet, (raw or {}).get(row.sample), values, problems)
+        if resolved:
+            samples.append(resolved)
+    needed = _COPIES * sum(s.disk_bytes for s in samples)
+    free = _check_disk(disk, needed, problems)
+    if problems:
+        raise InputError(problems)
+    for sample in samples:
+        for warning in sample.warnings:
+            log.warning("%s: %s", sample.sample, warning)
+    machine = {"device": device, "gpu": gpu, "disk_free_bytes": free, "disk_needed_bytes": needed}
+    Preflight(samples, machine).write(out / "preflight.json")
+
+
+def read_rows(sheet: Path, raw: dict[str, Path], problems: list[str]) -> list[samplesheet.Row]:
+    """Rows of the samplesheet; staged folders of samples that it lacks are problems."""
+    found = len(problems)
+    rows = samplesheet.read(sheet, problems)
+    if len(problems) == found:
+        problems += [f"--raw {name}={path}: the samplesheet has no sample {name!r}." for name, path in raw.items() if name not in {r.sample for r in rows}]
+    return rows
+
+
+def _check_sample(row: samplesheet.Row, sheet: Path, staged: Path | None, values: dict[str, Any], problems: list[str]) -> Resolved | None:
+    folder = staged or sheet.parent / row.path
+    found: list[str] = []
+    given = {name: getattr(row, name) or values.get(name) for name in samplesheet.OPTIONAL}
+    if row.platform != "cosmx":
+        given["fovs"] = given["pixel_size_um"] = None
+    try:
+        reader = open_raw(row.platform, folder, Options.parse(found, **given))
+        facts = reader.inspect()
+        transcripts = _check_transcripts(reader.transcript_sample(), facts, found)
+        if values.get("teacher") == "vendor" and facts.cells_from is None:
+            found.append(f"{folder}: the teacher `vendor` needs the vendor's cells, and there are none. Choose another teacher.")
+    except InputError as error:
+        found += error.problems
+    except OSError as error:
+        found.append(f"{error.filename or folder}: cannot be read ({error.strerror or error}).")
+    if found:
+        # Tasks see staged folders; people know the path they wrote.
+        problems += [f"{row.sample}: {text.replace(str(folder), row.path) if staged else text}" for text in dict.fromkeys(found)]
+        return None
+    return Resolved(
+        sample=row.sample,
+        platform=row.platform,
+        path=row.path,
+        generation=facts.generation,
+        stains=[asdict(c) for c in facts.channels],
+        planes=facts.planes,
+        height_px=facts.height_px,
+        width_px=facts.width_px,
+        pixel_size_um=facts.pixel_size_um,
+        micron_to_pixel=facts.micron_to_pixel.tolist(),
+        transcripts=transcripts,
+        evidence={"transcripts_inside": transcripts["inside_fraction"], **facts.details},
+        vendor_cells=facts.cells_from,
+        disk_bytes=estimate_disk(facts, float(values.get("working_um") or DEFAULT_WORKING_UM)),
+        warnings=facts.warnings,
+    )
+
+
+def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> dict[str, Any]:
+    """Look at a sample of the rows; the coordinate gate: transcripts must lie in the image."""
+    path = facts.tables[0]
+    if not table.num_rows:
+        problems.append(f"{path}: has no transcripts. Was the export finished, and do the fovs fit?")
+        return {}
+    x, y = (pc.fill_null(table[c], np.nan).to_numpy() for c in "xy")
+    placed = (np.abs(x) < MAX_MICRON) & (np.abs(y) < MAX_MICRON)
+    named = pc.is_valid(table["gene"]).to_numpy()
+    good = placed & named
+    if (~good).mean() > MAX_INVALID:
+        row = int(np.flatnonzero(~good)[0])
+        example = {name: table[name][row].as_py() for name in ("x", "y", "gene")}
+        problems.append(f"{path}: {(~good).mean():.1%} of {len(good)} rows looked at have no usable coordinates or no gene, e.g. {example}. Export it again.")
+        return {}
+    inside = _inside(x[good], y[good], facts)
+    if inside < MIN_INSIDE:
+        pixel = apply_affine(facts.micron_to_pixel, np.column_stack([x[good], y[good]]))
+        low, high = np.percentile(pixel, [1, 99], axis=0)
+        problems.append(
+            f"{path}: only {inside:.1%} of the transcripts lie inside the image: they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px, "
+            f"the image has {facts.width_px} x {facts.height_px} px. The transform or positions and the table do not belong together."
+        )
+    elif inside < WARN_INSIDE:
+        facts.warnings.append(f"Only {inside:.0%} of the transcripts looked at lie inside the image.")
+    control = table["is_control"].to_numpy()[good]
+    if control.all():
+        problems.append(f"{path}: every row looked at is a control probe; there are no genes.")
+    repeated = _repeated(table)
+    if repeated > _WARN_REPEATED:
+        facts.warnings.append(f"{repeated:.1%} of the transcripts looked at are there twice (same place, plane and gene): they are counted twice.")
+    return {
+        "sampled": int(len(good)),
+        "genes": int(pc.count_distinct(table["gene"].filter(pc.invert(table["is_control"]))).as_py()),
+        "inside_fraction": round(inside, 4),
+        "control_fraction": round(float(control.mean()), 4),
+        "repeated_fraction": round(repeated, 4),
+    }
+
+
+def _inside(x: np.ndarray, y: np.ndarray, facts: Facts) -> float:
+    pixel = apply_affine(facts.micron_to_pixel, np.column_stack([x, y]))
+    return float(((pixel >= 0) & (pixel < [facts.width_px, facts.height_px])).all(axis=1).mean())
+
+
+def _repeated(table: pa.Table) -> float:
+    distinct = table.select(["x", "y", "z", "gene"]).group_by(["x", "y", "z", "gene"]).aggregate([]).num_rows
+    return 1 - distinct / table.num_rows
+
+
+def _check_device(device: str, problems: list[str]) -> str | None:
+    """Name of the GPU; None on `cpu`."""
+    if device == "cpu":
+        return None
+    if device.partition(":")[0] != "cuda":
+        problems.append(f"--device {device}: must be `cpu` or `cuda`.")
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        problems.append(
+            f"--device {device}: PyTorch {torch.__version__} sees no GPU here. Ask for a machine with one (and its container option), or run with --gpu false."
+        )
+        return None
+    return torch.cuda.get_device_name(device)
+
+
+def estimate_disk(facts: Facts, working_um: float) -> int:
+    """Bytes that the results of a sample take, roughly: converted image and transcripts, tiles, labels."""
+    channels, height, width = facts.shape
+    network = sum(c.role != "other" for c in facts.channels)
+    image = channels * height * width * 2 * _PYRAMID * _COMPRESSED
+    table = sum(p.stat().st_size * (_GZIP_GROWTH if tables.is_gzip(p) else 1) for p in facts.tables)
+    working = height * width * (facts.pixel_size_um / working_um) ** 2
+    return int(image + 2 * table + working * (2 * 2 * network + _WORKING_BYTES))
+
+
+def _check_disk(disk: Path | None, needed: int, problems: list[str]) -> int | None:
+    if disk is None:
+        return None
+    try:
+        free = shutil.disk_usage(disk).free
+    except OSError as error:
+        problems.append(f"--disk {disk}: cannot be looked at ({error.strerror}).")
+        return None
+    if free < needed:
+        problems.append(
+            f"{disk}: {free / 1e9:.1f} GB are free, about {needed / 1e9:.1f} GB are needed for work folder and results. Make room or choose another folder."
+        )
+    return free
