@@ -67,10 +67,18 @@ def paint(height: int, width: int, spacing: float = 38.0, membranes: int = 1, se
     return Painting(stains, table, cells)
 
 
-def cut(painting: Painting, folder: Path, windows_per_side: int, without: set[tuple[int, int]] = frozenset(), sample: str = "s1") -> list[Path]:
-    """Write `tiles.json` and the tile folders; windows in `without` hold no tissue. Returns the tile folders."""
+def cut(
+    painting: Painting,
+    folder: Path,
+    windows_per_side: int,
+    without: set[tuple[int, int]] = frozenset(),
+    window: int = 192,
+    overlap: int = 64,
+    sample: str = "s1",
+) -> list[Path]:
+    """Write `tiles.json` and the tile folders; windows in `without` hold no tissue. Returns the tile folders. Small windows by default, for speed."""
     height, width = painting.cells.shape
-    grid = WindowGrid(height, width)
+    grid = WindowGrid(height, width, overlap, window)
     stains = ["DAPI"] + [f"Cellbound{i}" for i in range(1, len(painting.stains))]
     ranges = [(float(np.percentile(s, 1)), float(np.percentile(s, 99))) for s in painting.stains]
     scale = 1 / WORKING_UM

@@ -42,6 +42,8 @@ class Source:
         Of the array in `labels.zarr`.
     file
         Of the polygons.
+    stage
+        That made it.
     folder
         With the tiles' folders.
     layer
@@ -52,6 +54,7 @@ class Source:
 
     name: str
     file: str
+    stage: str
     folder: Path
     layer: str
     prefix: str
@@ -81,13 +84,15 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
     """
     index = TileIndex.read(tiles_json)
     limits = Thresholds.read(thresholds)
-    _check(index, limits, Path(cells), Path(teacher), Path(thresholds))
+    if limits.sample != index.sample:
+        raise InputError(f"{thresholds}: is of the sample {limits.sample}, {tiles_json} of {index.sample}; give the thresholds of the same sample.")
     layer, reason = _teacher_layer(limits)
     sources = [
-        Source("istseg", "istseg.cells.parquet", Path(cells), "cells", ""),
-        Source("teacher", "teacher.cells.parquet", Path(teacher), layer, "t"),
-        Source("nuclei", "nuclei.parquet", Path(teacher), NUCLEI, "n"),
+        Source("istseg", "istseg.cells.parquet", "segment", Path(cells), "cells", ""),
+        Source("teacher", "teacher.cells.parquet", "teach", Path(teacher), layer, "t"),
+        Source("nuclei", "nuclei.parquet", "teach", Path(teacher), NUCLEI, "n"),
     ]
+    _check(index, sources)
     tables = {s.name: _number(_owned(index, s)) for s in sources}
     out = Path(out)
     with whole(out / "labels.zarr") as store:
@@ -114,27 +119,36 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
     log.info("%s: %s", index.sample, ", ".join(f"{len(t)} {name}" for name, t in tables.items()))
 
 
-def _check(index: TileIndex, limits: Thresholds, cells: Path, teacher: Path, thresholds: Path) -> None:
+def _check(index: TileIndex, sources: list[Source]) -> None:
     problems = []
-    if limits.sample != index.sample:
-        problems.append(f"{thresholds}: is of the sample {limits.sample}, tiles.json of {index.sample}; give the thresholds of the same sample.")
     models: dict[str, str] = {}
     for tile in index.tiles:
-        for folder, stage in ((cells / tile["tile_id"], "segment"), (teacher / tile["tile_id"], "teach")):
-            if missing := [name for name in _FILES if not (folder / name).is_file()]:
-                problems.append(f"{folder}: lacks {', '.join(missing)}, but tiles.json names this tile; run {stage} for it.")
-                continue
-            meta = read_json(folder / "meta.json", f"the meta.json of the stage {stage}")
-            found = meta.get("sample"), meta.get("tile_id"), meta.get("core"), meta.get("region")
-            if found != (index.sample, tile["tile_id"], list(tile["core"]), list(tile["region"])):
-                problems.append(f"{folder}: is of the tile {found}, tiles.json says {(index.sample, tile['tile_id'])} with another place; run {stage} again.")
-            if stage == "segment":
-                how = meta.get("method", {})
-                models.setdefault(f"{how.get('model_sha256')} {how.get('parameters')}", tile["tile_id"])
+        name = tile["tile_id"]
+        for folder, stage in {s.folder: s.stage for s in sources}.items():
+            problems += _problems_of(folder / name, stage, index.sample, tile, [s.layer for s in sources if s.folder == folder])
+        meta = sources[0].folder / name / "meta.json"
+        if meta.is_file():
+            method = read_json(meta, "the meta.json of the stage segment").get("method", {})
+            models.setdefault(f"{method.get('model_sha256')} {method.get('parameters')}", name)
     if len(models) > 1:
-        problems.append(f"{cells}: tiles were segmented by different models or parameters, e.g. {', '.join(models.values())}; run segment again for all tiles.")
+        where = ", ".join(models.values())
+        problems.append(f"{sources[0].folder}: tiles were segmented by different models or parameters, e.g. {where}; run segment again for all tiles.")
     if problems:
         raise InputError(problems)
+
+
+def _problems_of(folder: Path, stage: str, sample: str, tile: dict[str, Any], layers: list[str]) -> list[str]:
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        return [f"{folder}: lacks {', '.join(missing)}, but tiles.json names this tile; run {stage} for it."]
+    meta = read_json(folder / "meta.json", f"the meta.json of the stage {stage}")
+    found = [meta.get(key) for key in ("sample", "tile_id", "core", "region")]
+    wanted = [sample, tile["tile_id"], list(tile["core"]), list(tile["region"])]
+    if found != wanted:
+        return [f"{folder}: is of sample, tile, core and region {found}, tiles.json says {wanted}; run {stage} again."]
+    names = meta.get("layer_names", [])
+    return [
+        f"{folder}: has no layer {layer}, only {', '.join(names)}; run {stage} and calibrate again for all tiles." for layer in layers if layer not in names
+    ]
 
 
 def _teacher_layer(limits: Thresholds) -> tuple[str, str]:
