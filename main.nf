@@ -1,0 +1,60 @@
+/*
+ * istseg: raw MERSCOPE and CosMx folders in; cells, counts and one report out.
+ * Reads parameters and samplesheet, checks them, runs the road (workflows/istseg.nf), writes the report and says how it ended.
+ */
+include { ISTSEG } from './workflows/istseg'
+include { REPORT } from './modules/report/main'
+include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve } from './workflows/checks'
+include { closing_words ; failures_of ; run_record } from './workflows/summary'
+
+workflow {
+    main:
+    schema_file = file("${projectDir}/nextflow_schema.json")
+    schema = read_schema(schema_file)
+    if (params.help) {
+        println(help_text(schema))
+    }
+    else {
+        settings = plain_params(params)
+        problems = params.validate_params ? check_params(settings, schema) : []
+        sheet = params.input ? file(params.input, glob: false) : null
+        (rows, wrong) = sheet && sheet.exists() && !sheet.isDirectory() ? read_samplesheet(sheet, read_schema(file("${projectDir}/assets/schema_input.json"))) : [[], []]
+        if (problems || wrong) {
+            error("${(problems + wrong).size()} problem(s) found before the start, nothing was run:\n  - ${(problems + wrong).join('\n  - ')}")
+        }
+
+        // e.g. [[id: 'brain_1', platform: 'merscope', z_planes: '1-5'], /data/brain_1/region_0]
+        samples = rows.collect { row -> [[id: row.sample] + row.findAll { name, value -> !(name in ['sample', 'path']) }, resolve(row.path, sheet.parent)] }
+        // From the configuration, because -with-trace may have moved it.
+        trace = file(nextflow.Global.session.config.trace.file, glob: false)
+
+        ISTSEG(
+            sheet,
+            channel.fromList(samples),
+            groovy.json.JsonOutput.toJson(settings),
+            schema_file,
+            [
+                tiles_per_task: params.tiles_per_task,
+                teacher: params.teacher,
+                nuclei_weights: params.nuclei_weights ? file(params.nuclei_weights, glob: false) : [],
+                cyto_weights: params.cyto_weights ? file(params.cyto_weights, glob: false) : [],
+                base_model: params.base_model == 'scratch' ? [] : file(params.base_model, glob: false),
+                finetune: params.finetune,
+                compare: params.compare,
+                exports: params.exports != 'none',
+            ],
+        )
+
+        // The topic ends when all tasks have ended, so the record knows all failures. It waits for preflight's file: without it there is nothing to report.
+        versions = channel.topic('versions').unique().toSortedList { a, b -> a.toString() <=> b.toString() }
+        run_json = ISTSEG.out.preflight
+            .combine(versions.map { all -> [all] })
+            .map { preflight, all -> ['run.json', run_record(samples, settings, schema, all, failures_of(trace))] }
+            .collectFile(storeDir: "${params.outdir}/pipeline_info")
+        REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), params.qc_thresholds ? file(params.qc_thresholds, glob: false) : [])
+
+        workflow.onComplete = {
+            println("\n${closing_words(workflow.success, params.outdir, failures_of(trace), workflow.duration)}")
+        }
+    }
+}

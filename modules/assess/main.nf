@@ -1,0 +1,30 @@
+/*
+ * ASSESS: flag spurious and inconsistent cells and measure a segmentation.
+ *
+ * in   sample; name of the segmentation; counts.h5ad and assign.json of assign; its cells; sample.json; tiles/; nuclei.parquet; thresholds.json; merge.json
+ * out  <segmentation>/{counts.h5ad, metrics.json, overview.png, crops/}
+ */
+process ASSESS {
+    tag "${meta.id} ${segmentation}"
+    label 'process_low'
+    container "${params.container_registry}/istseg-core:${params.container_tag}"
+
+    input:
+    tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json')
+
+    output:
+    tuple val(meta), val(segmentation), path("${meta.id}/${segmentation}"), emit: folder
+    tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
+
+    script:
+    """
+    istseg --expect-version ${workflow.manifest.version} assess --sample-json ${sample_json} --tiles ${tiles} --counts input/assigned --cells ${cells} --nuclei ${nuclei} --thresholds ${thresholds} --segmentation ${segmentation} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
+    """
+
+    stub:
+    """
+    mkdir -p ${meta.id}/${segmentation}
+    touch ${meta.id}/${segmentation}/counts.h5ad
+    echo '{"sample": "${meta.id}", "segmentation": "${segmentation}"}' > ${meta.id}/${segmentation}/metrics.json
+    """
+}

@@ -1,0 +1,42 @@
+/*
+ * PREFLIGHT: check every raw folder, the parameters and the machine before any work; all problems at once.
+ *
+ * in   samplesheet; sample names and their raw folders in the same order; all parameters as JSON; nextflow_schema.json
+ * out  preflight.json: the resolved samples
+ */
+process PREFLIGHT {
+    tag "${ids.size()} samples"
+    label 'process_gpu'
+    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
+
+    input:
+    path samplesheet, stageAs: 'input/samplesheet.csv'
+    val ids
+    path raw, stageAs: 'input/raw?', arity: '1..*'
+    val settings
+    path schema, stageAs: 'input/schema.json'
+
+    output:
+    path 'preflight.json', emit: json
+    tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
+    tuple val(task.process), val('python'), eval('python -c "import platform; print(platform.python_version())"'), topic: versions
+    tuple val(task.process), val('torch'), eval('python -c "import importlib.metadata as m; print(m.version(\'torch\'))"'), topic: versions
+    tuple val(task.process), val('cellpose'), eval('python -c "import importlib.metadata as m; print(m.version(\'cellpose\'))"'), topic: versions
+    tuple val(task.process), val('spatialdata'), eval('python -c "import importlib.metadata as m; print(m.version(\'spatialdata\'))"'), topic: versions
+    tuple val(task.process), val('anndata'), eval('python -c "import importlib.metadata as m; print(m.version(\'anndata\'))"'), topic: versions
+    tuple val(task.process), val('scanpy'), eval('python -c "import importlib.metadata as m; print(m.version(\'scanpy\'))"'), topic: versions
+
+    script:
+    def folders = [ids, raw].transpose().collect { id, folder -> "--raw ${id}=${folder}" }.join(' ')
+    // As base64 because values of users may hold anything; as a value and not a file so that -resume compares the content.
+    def encoded = settings.getBytes('UTF-8').encodeBase64().toString()
+    """
+    echo ${encoded} | base64 -d > params.json
+    istseg --expect-version ${workflow.manifest.version} preflight --samplesheet input/samplesheet.csv ${folders} --params params.json --schema input/schema.json --disk . --out . ${task.ext.args ?: ''}
+    """
+
+    stub:
+    """
+    echo '{"samples": []}' > preflight.json
+    """
+}

@@ -1,0 +1,34 @@
+/*
+ * REPORT: one self-contained HTML page over all samples, failed ones too.
+ *
+ * in   run.json; the records of all samples (known by file name and content); YAML with limits of checks or []
+ * out  report.html, report.json
+ */
+process REPORT {
+    tag "all samples"
+    label 'process_low'
+    container "${params.container_registry}/istseg-core:${params.container_tag}"
+
+    input:
+    path run_json, stageAs: 'input/run.json'
+    path results, stageAs: 'input/results/?/*'
+    path limits, stageAs: 'input/results/qc_thresholds.yaml'
+
+    output:
+    path 'report.html', emit: html
+    path 'report.json', emit: json
+    // Not in the topic: run.json waits for the topic's end, so the report would wait for itself.
+    tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions
+
+    script:
+    """
+    mkdir -p input/results
+    istseg --expect-version ${workflow.manifest.version} report --run-json ${run_json} --results input/results --out . ${task.ext.args ?: ''}
+    """
+
+    stub:
+    """
+    echo '<html></html>' > report.html
+    echo '{}' > report.json
+    """
+}

@@ -1,0 +1,196 @@
+/*
+ * Checks of parameters and samplesheet before the first task, by the two JSON schemas, without a plugin.
+ * All problems are found at once; each says what is wrong, where, and what to do.
+ */
+
+// Closed subset of JSON schema: type, enum, pattern, minimum, maximum, exclusiveMinimum, and `exists` for paths.
+def check_value(value, rule, where, base) {
+    if (rule.type == 'boolean') {
+        return value instanceof Boolean ? [] : ["${where}: must be true or false, it is '${value}'."]
+    }
+    if (rule.type in ['integer', 'number']) {
+        return check_number(value, rule, where)
+    }
+    if (value instanceof Boolean || value instanceof Map || value instanceof Collection) {
+        return ["${where}: needs a value of text, it is ${value instanceof Boolean ? 'empty' : value}."]
+    }
+    def text = value.toString()
+    if (rule['enum'] && !(text in rule['enum'])) {
+        def near = nearest(text, rule['enum'])
+        return ["${where}: '${text}' is none of ${rule['enum'].join(', ')}${near ? "; did you mean ${near}?" : '.'}"]
+    }
+    if (rule.pattern && !(text ==~ rule.pattern) && !(text =~ rule.pattern)) {
+        return ["${where}: '${text}' is not of the right form. ${rule.description}"]
+    }
+    return rule.exists && text != 'scratch' ? check_path(text, rule, where, base) : []
+}
+
+def check_number(value, rule, where) {
+    def right = rule.type == 'integer' ? (value instanceof Integer || value instanceof Long) : value instanceof Number
+    if (!right) {
+        return ["${where}: must be ${rule.type == 'integer' ? 'a whole number' : 'a number'}, it is '${value}'."]
+    }
+    def low = rule.minimum
+    def high = rule.maximum
+    if ((low != null && value < low) || (high != null && value > high)) {
+        return ["${where}: must be ${low != null && high != null ? "between ${low} and ${high}" : low != null ? "at least ${low}" : "at most ${high}"}, it is ${value}."]
+    }
+    return []
+}
+
+def check_path(text, rule, where, base) {
+    def path = resolve(text, base)
+    if (!path.exists()) {
+        return ["${where}: there is no ${rule.format == 'directory-path' ? 'folder' : 'file'} '${path}'."]
+    }
+    if (rule.format == 'directory-path' && !path.isDirectory()) {
+        return ["${where}: '${path}' is a file, a folder is needed."]
+    }
+    if (rule.format == 'file-path' && path.isDirectory()) {
+        return ["${where}: '${path}' is a folder, a file is needed."]
+    }
+    return []
+}
+
+// Absolute paths and URLs as they are, others below `base`; no character of a path is a pattern.
+def resolve(text, base) {
+    return base && !(text ==~ /^(\/|[a-z0-9]+:\/\/).*/) ? file("${base.toUriString()}/${text}", glob: false) : file(text, glob: false)
+}
+
+def nearest(word, options) {
+    def near = options.closest(word.toString())
+    return near ? near[0] : null
+}
+
+def read_schema(path) {
+    return new groovy.json.JsonSlurper().parseText(path.text)
+}
+
+// Name -> rule of all parameters.
+def rules_of(schema) {
+    return schema['$defs'].values().inject([:]) { all, group -> all + group.properties }
+}
+
+def default_of(rule) {
+    return rule.default instanceof CharSequence ? rule.default.toString().replace('${projectDir}', "${projectDir}") : rule.default
+}
+
+// Parameters without the empty ones, as plain values.
+def plain_params(given) {
+    return given.findAll { name, value -> value != null }.collectEntries { name, value -> [name, value instanceof Number || value instanceof Boolean ? value : value.toString()] }
+}
+
+def check_params(given, schema) {
+    def rules = rules_of(schema)
+    def unknown = given.keySet().findAll { name -> !rules.containsKey(name) }
+    // `--tile-um` reaches us as `tile-um` and `tileUm`: one message for both.
+    def hyphenated = unknown.findAll { name -> name.contains('-') }.collect { name -> name.replaceAll(/-([a-z0-9])/) { all, letter -> letter.toUpperCase() } }
+    def problems = unknown.findAll { name -> !(name in hyphenated) }.collect { name ->
+        def near = nearest(name.replaceAll(/([a-z0-9])([A-Z])/, '$1_$2').toLowerCase().replace('-', '_'), rules.keySet() as List)
+        "--${name}: there is no such parameter${near ? "; did you mean --${near}?" : '; --help lists them.'}"
+    }
+    problems += schema.required.findAll { name -> given[name] == null }.collect { name -> "--${name}: is missing. ${rules[name].description}" }
+    problems += given.findAll { name, value -> rules.containsKey(name) && value != null }.collectMany { name, value -> check_value(value, rules[name], "--${name}", null) }
+    return problems + check_together(given)
+}
+
+// What no single parameter says.
+def check_together(given) {
+    def problems = []
+    if (given.teacher == 'cellpose' && !given.nuclei_weights) {
+        problems += ['--nuclei_weights: the teacher cellpose needs it (a file; nothing is downloaded).']
+    }
+    if (given.teacher == 'cellpose' && !given.cyto_weights) {
+        problems += ['--cyto_weights: the teacher cellpose needs it (a file; nothing is downloaded).']
+    }
+    if (given.base_model == 'scratch' && given.finetune == 'none') {
+        problems += ['--base_model: `scratch` is an untrained network; add --finetune sample or cohort, or give weights.']
+    }
+    if (!workflow.containerEngine && !has_command()) {
+        problems += ["istseg: is neither in ${projectDir}/.venv nor on PATH; run `make setup` in ${projectDir}, or use a profile with containers (docker, podman, apptainer, singularity)."]
+    }
+    return problems
+}
+
+def has_command() {
+    return (["${projectDir}/.venv/bin"] + System.getenv('PATH').tokenize(':')).any { folder -> file("${folder}/istseg", glob: false).exists() }
+}
+
+// Rows of the samplesheet as maps without empty values, `path` as a file, `line` apart; and the problems.
+def read_samplesheet(path, schema) {
+    def rules = schema.items.properties
+    def text = path.text.replaceFirst('^\uFEFF', '')
+    if (text.contains('\uFFFD') || text.contains('\u0000')) {
+        return [[], ["${path}: is not text in UTF-8; save it as `CSV UTF-8`."]]
+    }
+    def lines = text.readLines().withIndex(1).findAll { line, number -> line.replaceAll(/[,\s"]/, '') }
+    if (!lines) {
+        return [[], ["${path}: is empty; it needs the header sample,platform,path and one line per sample."]]
+    }
+    def header = fields(lines[0][0])
+    def problems = check_header(header, schema, path)
+    if (problems) {
+        return [[], problems]
+    }
+    if (lines.size() == 1) {
+        return [[], ["${path}: has a header but no sample; add one line per sample."]]
+    }
+    def rows = lines.tail().collect { line, number -> [number: number, values: fields(line)] }
+    def uneven = rows.findAll { row -> row.values.size() > header.size() }.collect { row ->
+        "${path} line ${row.number}: has ${row.values.size()} values, the header has ${header.size()} columns; put a value that holds a comma into double quotes."
+    }
+    def samples = rows.collect { row -> [number: row.number, meta: typed([header, row.values].transpose().collectEntries { pair -> pair }.findAll { name, value -> value }, rules)] }
+    def wrong = samples.collectMany { row -> check_row(row, schema, path) }
+    return [samples.collect { row -> row.meta }, uneven + wrong + check_unique(samples, path)]
+}
+
+// One line of CSV; a value in double quotes may hold commas.
+def fields(line) {
+    return (line + ',').findAll(/(?:\s*"((?:[^"]|"")*)"\s*|([^,]*)),/) { all, quoted, bare -> (quoted != null ? quoted.replace('""', '"') : bare).trim() }
+}
+
+def check_header(header, schema, path) {
+    def rules = schema.items.properties
+    if (header.size() == 1 && header[0] =~ /[;\t]/) {
+        return ["${path}: its columns are separated by ${header[0].contains(';') ? 'semicolons' : 'tabs'}; save it with commas."]
+    }
+    def unknown = header.findAll { name -> !rules.containsKey(name) }.collect { name ->
+        def near = nearest(name, rules.keySet() as List)
+        "${path}: there is no column '${name}'${near ? "; did you mean ${near}?" : "; columns are ${rules.keySet().join(', ')}."}"
+    }
+    def missing = schema.items.required.findAll { name -> !(name in header) }.collect { name -> "${path}: lacks the column ${name}. ${rules[name].description}" }
+    def twice = header.countBy { name -> name }.findAll { name, n -> n > 1 }.collect { name, n -> "${path}: has the column '${name}' ${n} times." }
+    return unknown + missing + twice
+}
+
+// Text of the file as the type of its column; what is no number stays text and is told by the check.
+def typed(row, rules) {
+    return row.collectEntries { name, value -> [name, rules[name].type == 'number' && value.isBigDecimal() ? value.toBigDecimal() : value] }
+}
+
+def check_row(row, schema, path) {
+    def where = "${path} line ${row.number}"
+    def missing = schema.items.required.findAll { name -> !row.meta[name] }.collect { name -> "${where}: has no ${name}. ${schema.items.properties[name].description}" }
+    return missing + row.meta.collectMany { name, value -> check_value(value, schema.items.properties[name], "${where}, ${name}", path.parent) }
+}
+
+def check_unique(samples, path) {
+    def named = samples.findAll { row -> row.meta.sample }.groupBy { row -> row.meta.sample.toLowerCase() }
+    return named.values().findAll { rows -> rows.size() > 1 }.collect { rows ->
+        "${path} lines ${rows*.number.join(', ')}: the sample name '${rows[0].meta.sample}' is there ${rows.size()} times (upper and lower case are the same); every sample needs its own."
+    }
+}
+
+// The text of --help: parameters by group.
+def help_text(schema) {
+    def groups = schema['$defs'].values().collect { group ->
+        def lines = group.properties.collect { name, rule ->
+            def kind = rule['enum'] ? rule['enum'].join('|') : rule.type
+            def usual = rule.default == null || rule.default == '' ? '' : " [${rule.default}]"
+            "  --${name.padRight(22)} ${kind}${usual}\n      ${rule.description}"
+        }
+        "${group.title}\n${lines.join('\n')}"
+    }
+    def usage = "nextflow run . -profile <site> --input samplesheet.csv --outdir results [-params-file params.yaml] [-resume]"
+    return "istseg ${workflow.manifest.version}: ${workflow.manifest.description}\n\n${usage}\n\n${groups.join('\n\n')}\n"
+}

@@ -1,0 +1,112 @@
+/*
+ * The road: raw folders in, one report and one AnnData per sample out. Channels carry the sample's row of the samplesheet as `meta`, `meta.id` is its name.
+ * A sample whose task fails drops out of the joins below and is missing from `records`; everything else goes on.
+ */
+include { PREFLIGHT } from '../modules/preflight/main'
+include { CONVERT   } from '../modules/convert/main'
+include { TILE      } from '../modules/tile/main'
+include { TEACH     } from '../modules/teach/main'
+include { CALIBRATE } from '../modules/calibrate/main'
+include { CURATE    } from '../modules/curate/main'
+include { TRAIN     } from '../modules/train/main'
+include { SEGMENT   } from '../modules/segment/main'
+include { MERGE     } from '../modules/merge/main'
+include { ASSIGN    } from '../modules/assign/main'
+include { ASSESS    } from '../modules/assess/main'
+include { EXPORT    } from '../modules/export/main'
+
+workflow ISTSEG {
+    take:
+    samplesheet // file
+    samples     // channel of [meta, raw folder], in the order of the samplesheet
+    settings    // all parameters as JSON
+    schema      // nextflow_schema.json
+    options     // map: parameters that change the road
+
+    main:
+    listed = samples.toList()
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.id } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema)
+
+    // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
+    CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })
+    TILE(CONVERT.out.sample.join(CONVERT.out.zarr))
+
+    // e.g. [meta, 0, 3, [t000_000, t000_001]]: batch 0 of 3
+    batches = TILE.out.tiles.flatMap { meta, tiles ->
+        def groups = tiles.toSorted { tile -> tile.name }.collate(options.tiles_per_task)
+        groups.withIndex().collect { group, number -> [meta, number, groups.size(), group] }
+    }
+    tiles = batches.map { meta, number, n, group -> [meta, number, group] }
+    sizes = batches.map { meta, number, n, group -> [meta, number, n] }
+
+    // A sample without vendor cells goes on with []: teach then says what is wrong with it.
+    vendor = options.teacher == 'vendor'
+        ? CONVERT.out.sample.join(CONVERT.out.vendor_cells, remainder: true).map { meta, json, polygons -> [meta, polygons ?: []] }
+        : CONVERT.out.sample.map { meta, json -> [meta, []] }
+    TEACH(tiles.combine(vendor, by: 0), options.nuclei_weights, options.cyto_weights)
+    CALIBRATE(whole_samples(TEACH.out.sketches, sizes))
+    thresholds = CALIBRATE.out.thresholds
+    CURATE(tiles.join(TEACH.out.labels, by: [0, 1]).combine(thresholds, by: 0))
+
+    // [meta, weights] for each sample
+    models = samples.map { meta, raw -> [meta, options.base_model] }
+    trained = channel.empty()
+    if (options.finetune != 'none') {
+        lessons = options.finetune == 'sample' ? whole_samples(CURATE.out.patches, sizes) : cohort(CURATE.out.patches)
+        TRAIN(lessons, options.base_model)
+        trained = TRAIN.out.records
+        models = options.finetune == 'sample' ? TRAIN.out.model : samples.map { meta, raw -> meta }.combine(TRAIN.out.model.map { meta, model -> model })
+    }
+    SEGMENT(tiles.combine(models, by: 0))
+    MERGE(TILE.out.index.join(whole_samples(SEGMENT.out.cells, sizes)).join(whole_samples(TEACH.out.labels, sizes)).join(thresholds))
+
+    // [meta, segmentation, cells, label image or []]
+    cells = MERGE.out.istseg.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'istseg', polygons, image] }
+    if (options.compare) {
+        teacher = MERGE.out.teacher.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'teacher', polygons, image] }
+        cells = cells.mix(teacher, CONVERT.out.vendor_cells.map { meta, polygons -> [meta, 'vendor', polygons, []] })
+    }
+    ASSIGN(cells.combine(CONVERT.out.sample, by: 0).combine(CONVERT.out.transcripts, by: 0))
+    ASSESS(
+        ASSIGN.out.counts
+            .join(cells.map { meta, segmentation, polygons, image -> [meta, segmentation, polygons] }, by: [0, 1])
+            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0)
+    )
+    if (options.exports) {
+        assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
+        found = ASSIGN.out.transcripts.filter { meta, segmentation, table -> segmentation == 'istseg' }.map { meta, segmentation, table -> [meta, table] }
+        EXPORT(CONVERT.out.sample.join(CONVERT.out.zarr).join(MERGE.out.folder).join(assessed).join(found))
+    }
+
+    preflight = PREFLIGHT.out.json
+    records = CONVERT.out.sample
+        .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, trained)
+        .flatMap { values -> values.last() instanceof Collection ? values.last() : [values.last()] }
+
+    emit:
+    preflight
+    records
+}
+
+// [meta, number, part(s)] of batches -> [meta, all parts], as soon as the last batch of a sample is there. A sample that lacks a batch gives nothing:
+// half a sample must not look like a whole one.
+def whole_samples(parts, sizes) {
+    return parts
+        .join(sizes, by: [0, 1])
+        .map { meta, number, part, n -> [groupKey(meta, n), number, part] }
+        .groupTuple()
+        .map { key, numbers, batches -> [key.getGroupTarget(), in_order(numbers, batches)] }
+}
+
+// One lesson from the patches of all samples.
+def cohort(patches) {
+    return patches
+        .toSortedList { a, b -> a[0].id <=> b[0].id ?: a[1] <=> b[1] }
+        .filter { all -> all }
+        .map { all -> [[id: 'cohort'], all.collect { meta, number, folder -> folder }] }
+}
+
+// The same order in every run, so that -resume finds its tasks.
+def in_order(numbers, batches) {
+    return [numbers, batches].transpose().toSorted { pair -> pair[0] }.collectMany { pair -> pair[1] instanceof Collection ? pair[1] : [pair[1]] }
+}
