@@ -94,7 +94,8 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     problems += [f"{where}: has no {name}." for name in REQUIRED if name not in values]
     if "sample" in values and not re.fullmatch(NAME_PATTERN, values["sample"]):
         problems.append(
-            f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, the first a letter or digit, and not `cohort` or `pipeline_info`."
+            f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, "
+            "the first a letter or digit, and not `cohort` or `pipeline_info`."
         )
     if "platform" in values and values["platform"] not in READERS:
         near = difflib.get_close_matches(values["platform"].lower(), READERS, 1)
@@ -116,6 +117,5 @@ def _check_unique(path: Path, rows: list[Row], problems: list[str]) -> None:
     for same in named.values():
         if len(same) > 1:
             lines = ", ".join(str(row.line) for row in same)
-            problems.append(
-                f"{path} lines {lines}: the sample name {same[0].sample!r} is there {len(same)} times (upper and lower case are the same); every sample needs its own."
-            )
+            times = f"is there {len(same)} times (upper and lower case are the same)"
+            problems.append(f"{path} lines {lines}: the sample name {same[0].sample!r} {times}; every sample needs its own.")

@@ -229,7 +229,7 @@ def transcript_parts(points: str | Path) -> list[Path]:
 
 
 def bands_between(bands_um: list[float], y0_um: float, y1_um: float) -> range:
-    """Bands that may hold transcripts with y in [y0, y1) µm from the mosaic's upper edge. The first and the last band also hold what lies outside the mosaic."""
+    """Bands that may hold transcripts with y in [y0, y1) µm from the mosaic's upper edge. The first and the last also hold what lies outside the mosaic."""
     first = int(np.searchsorted(bands_um, y0_um, side="right"))
     last = int(np.searchsorted(bands_um, y1_um, side="left"))
     return range(min(first, len(bands_um) - 1), min(last, len(bands_um) - 1) + 1)

@@ -223,8 +223,14 @@ def assign_roles(
     ----------
     names
         Stains that there are.
+    options
+        What the user wants.
     nucleus_pattern, membrane_pattern
         Regular expressions (whole name, any case) of the platform's defaults.
+    where
+        Folder, for the messages.
+    problems, warnings
+        Get what is wrong.
 
     Returns
     -------

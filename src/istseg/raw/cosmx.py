@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from istseg.errors import InputError
-from istseg.raw import agreement, cosmx_cells, cosmx_files, cosmx_geometry, tables, tiffs
+from istseg.raw import cosmx_cells, cosmx_files, cosmx_geometry, cosmx_orientation, tables, tiffs
 from istseg.raw import cosmx_images as images
 from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles
 
@@ -32,6 +32,7 @@ class CosmxSample(RawSample):
     platform = "cosmx"
 
     def inspect(self) -> Facts:
+        """See `RawSample.inspect`."""
         problems: list[str] = []
         self._warnings: list[str] = []
         self.layout = layout = cosmx_files.find_layout(self.root, problems, self._warnings)
@@ -133,6 +134,7 @@ class CosmxSample(RawSample):
         """(height, width) that all images share, and the names of the channels."""
         shapes: dict[tuple[int, int], list[int]] = {}
         self._dtype = "uint8"
+        self._description: dict[str, Any] = {}
         self._pages = {}
         for fov in self._fovs:
             path = self.layout.images[fov]
@@ -234,19 +236,14 @@ class CosmxSample(RawSample):
         problems: list[str],
     ) -> tuple[float, str]:
         """Size of the table's pixel in µm, and where it comes from."""
-        sources: dict[str, float] = {}
-        if ratio:
-            sources["px/mm of the positions"] = ratio
-        if unit == "mm":
-            slope = _slope([f.offsets for f in fits], positions)
-            if slope:
-                sources["mm of the positions against px of the transcripts"] = slope
-        config = cosmx_files.config_pixel_um(self.layout.config)
-        if config:
-            sources["ExptConfig.txt"] = config
-        tiff = cosmx_files.search(getattr(self, "_description", {}), "PixelSize_um")
-        if isinstance(tiff, (int, float)) and 0.01 <= tiff <= 5:
-            sources["TIFF metadata"] = float(tiff) * image[0] / frame[0]
+        tiff = cosmx_files.search(self._description, "PixelSize_um")
+        sources = {
+            "px and mm of the positions": ratio,
+            "mm of the positions against px of the transcripts": cosmx_geometry.pixel_um([f.offsets for f in fits], positions) if unit == "mm" else None,
+            "ExptConfig.txt": cosmx_files.config_pixel_um(self.layout.config),
+            "TIFF metadata": float(tiff) * image[0] / frame[0] if isinstance(tiff, (int, float)) and 0.01 <= tiff <= 5 else None,
+        }
+        sources = {name: size for name, size in sources.items() if size}
         if self.options.pixel_size_um:
             size, source = self.options.pixel_size_um, "option pixel_size_um"
         elif sources:
@@ -254,7 +251,7 @@ class CosmxSample(RawSample):
         elif generation == "A" and frame == cosmx_files.LEGACY_FRAME:
             size, source = cosmx_files.LEGACY_PIXEL_UM, "legacy frame"
             self._warnings.append(
-                "The files do not say the pixel size. Fields of view of 5472 x 3648 px are those of the 2022 instruments, whose pixel is 0.18 µm: that is taken."
+                "The files do not say the pixel size. Fields of view of 5472 x 3648 px are those of the 2022 instruments, whose pixel is 0.18 µm: it is taken."
             )
         else:
             problems.append(f"{self.root}: no file says the pixel size (px and mm of the positions, ExptConfig.txt, TIFF metadata); give it as pixel_size_um.")
@@ -265,43 +262,10 @@ class CosmxSample(RawSample):
         return size, source
 
     def _flip(self, rows: cosmx_geometry.LocalRows, frame: tuple[int, int], problems: list[str]) -> tuple[str, dict[str, Any]]:
-        shares, by_fov = cosmx_geometry.label_agreement(rows, self._label_pages, self._read_labels)
-        if shares:
-            best = max(shares, key=lambda n: shares[n])
-            listing = ", ".join(f"{n} {s:.1%}" for n, s in shares.items())
-            if shares[best] < cosmx_geometry.MIN_AGREEMENT:
-                problems.append(
-                    f"{self.root}: labels and transcripts do not fit together under any flip (share of transcripts whose label is their cell_ID: {listing}; "
-                    f"{cosmx_geometry.MIN_AGREEMENT:.0%} are needed). Labels and tables must come from one export and one segmentation."
-                )
-            bad = [f for f, s in by_fov.items() if s < cosmx_geometry.MIN_AGREEMENT]
-            if bad and shares[best] >= cosmx_geometry.MIN_AGREEMENT:
-                self._warnings.append(f"In fields of view {', '.join(bad)} labels and transcripts agree in less than {cosmx_geometry.MIN_AGREEMENT:.0%}.")
-            return best, {"evidence": "labels", "agreement": {n: round(s, 4) for n, s in shares.items()}, "agreement_by_fov": by_fov}
-        return self._flip_by_density(rows, frame)
-
-    def _flip_by_density(self, rows: cosmx_geometry.LocalRows, frame: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-        counts = {int(f): int(n) for f, n in zip(*np.unique(rows.fov, return_counts=True), strict=True) if int(f) in self._fovs}
-        tested = sorted(counts, key=lambda f: (-counts[f], f))[: cosmx_geometry.FOVS_TESTED]
-        totals = dict.fromkeys(agreement.FLIPS, 0.0)
-        for fov in tested:
-            step = max(1, frame[0] // 256)
-            picked = rows.of(fov)
-            shape = frame[0] // step + 1, frame[1] // step + 1
-            density = np.zeros(shape, np.int64)
-            y, x = (rows.y[picked] / step).astype(int), (rows.x[picked] / step).astype(int)
-            good = (y >= 0) & (x >= 0) & (y < shape[0]) & (x < shape[1])
-            np.add.at(density, (y[good], x[good]), 1)
-            found = agreement.density_evidence(self._thumbnail(fov, shape), density)
-            for name, value in found.get("correlation", {}).items():
-                totals[name] += value / len(tested)
-        order = sorted(totals, key=lambda n: -totals[n])
-        clear = totals[order[0]] > 0.1 and totals[order[0]] - totals[order[1]] > 0.05
-        best = order[0] if clear else "y"
-        how = "the best is taken" if clear else "which tells nothing; the usual one (rows against y_local_px) is taken"
-        listing = ", ".join(f"{n} {v:.2f}" for n, v in totals.items())
-        self._warnings.append(f"Without labels the flip of the images was judged by how transcripts follow the stains ({listing}), {how}: check the overview.")
-        return best, {"evidence": "density" if clear else "none", "correlation": {n: round(v, 4) for n, v in totals.items()}}
+        flip, evidence = cosmx_orientation.by_labels(rows, self._label_pages, self._read_labels, str(self.root), problems, self._warnings)
+        if flip is not None:
+            return flip, evidence
+        return cosmx_orientation.by_density(rows, self._fovs, frame, self._thumbnail, self._warnings)
 
     def _thumbnail(self, fov: int, shape: tuple[int, int]) -> np.ndarray:
         import cv2
@@ -333,7 +297,7 @@ class CosmxSample(RawSample):
         for axis, fit in enumerate(fits):
             at = {f: positions[f][axis] * factor for f in self._placed}
             shift, spread, n = cosmx_geometry.shift_of(fit.offsets, at)
-            if spread > cosmx_geometry._MAX_SPREAD_PX:
+            if spread > cosmx_geometry.MAX_SPREAD_PX:
                 problems.append(
                     f"{self.layout.positions}: the positions and the transcripts disagree in {'xy'[axis]} by amounts that differ between fields of view "
                     f"(up to {spread:.0f} px). Both tables must come from one export."
@@ -347,9 +311,12 @@ class CosmxSample(RawSample):
         return result, shifts
 
     def choose_planes(self) -> dict[str, Any]:
+        """See `RawSample.choose_planes`."""
         return {"choice": "single", "planes": {c.name: c.planes for c in self.facts.channels}}
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
+        """See `RawSample.strips`."""
+
         def open_fov(fov: int) -> images.Picture | images.Pages:
             if fov in self._pages:
                 return images.Pages([self._pages[fov][i] for i in self._order])
@@ -359,12 +326,14 @@ class CosmxSample(RawSample):
         yield from images.stitch(open_fov, origins, self.facts.shape, self._image, rows)
 
     def transcripts(self) -> Iterator[pa.Table]:
+        """See `RawSample.transcripts`."""
         start = 0
         for block in tables.stream(self.layout.tx, self._types()):
             yield self._normal(block, start)
             start += block.num_rows
 
     def transcript_sample(self) -> pa.Table:
+        """See `RawSample.transcript_sample`."""
         return self._normal(tables.sample(self.layout.tx, self._types()), 0)
 
     def _types(self) -> dict[str, pa.DataType]:
@@ -388,27 +357,12 @@ class CosmxSample(RawSample):
         return table.filter(pa.array(np.isin(fov, list(self.options.fovs))))
 
     def vendor_cells(self, wanted_plane: int | None) -> tuple[list[str], list[Any], dict[str, int]]:
+        """See `RawSample.vendor_cells`."""
         if self._label_pages:
             return cosmx_cells.from_labels(sorted(self._label_pages), self._read_labels, self.placement, self.facts.pixel_size_um)
         if self.layout.polygons:
             return cosmx_cells.from_table(self.layout.polygons, self.placement, self.facts.pixel_size_um)
         return [], [], {}
-
-
-def _slope(offsets: list[dict[int, float]], positions: dict[int, tuple[float, float]]) -> float | None:
-    """µm per pixel from positions in mm against offsets in pixels, over both axes."""
-    px, mm = [], []
-    for axis, fitted in enumerate(offsets):
-        shared = [f for f in fitted if f in positions]
-        if len(shared) > 1:
-            a, b = np.array([fitted[f] for f in shared]), np.array([positions[f][axis] for f in shared])
-            px.append(a - a.mean())
-            mm.append(b - b.mean())
-    if not px or np.abs(np.concatenate(px)).max() < 100:
-        return None
-    a, b = np.concatenate(px), np.concatenate(mm)
-    slope = abs(float(a @ b / (a @ a))) * 1000
-    return slope if 0.01 <= slope <= 5 else None
 
 
 def _listing(numbers: list[int]) -> str:

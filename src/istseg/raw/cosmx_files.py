@@ -127,9 +127,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _only(paths: list[Path], what: str, root: Path, problems: list[str]) -> Path | None:
     if len(paths) > 1:
-        problems.append(
-            f"{root}: has several {what} tables ({', '.join(str(p.relative_to(root)) for p in paths)}). One row of the samplesheet is one slide: give its folder as path."
-        )
+        listing = ", ".join(str(p.relative_to(root)) for p in paths)
+        problems.append(f"{root}: has several {what} tables ({listing}). One row of the samplesheet is one slide: give its folder as path.")
         return None
     return paths[0] if paths else None
 
@@ -157,8 +156,7 @@ def read_positions(path: Path, problems: list[str]) -> tuple[dict[int, tuple[flo
     FOV → (x, y); their unit, `px` or `mm`; pixel size in µm when the table holds both (else None).
     """
     try:
-        opened = gzip.open(path, "rb") if tables.is_gzip(path) else open(path, "rb")  # noqa: SIM115
-        with opened:
+        with gzip.open(path, "rb") if tables.is_gzip(path) else open(path, "rb") as opened:
             rows = list(csv.DictReader(io.StringIO(opened.read().decode("utf-8-sig"))))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: cannot be read ({error}). Copy it again.")

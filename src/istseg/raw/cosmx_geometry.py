@@ -20,7 +20,7 @@ FOVS_TESTED = 4
 _ROWS_PER_FOV = 20_000
 _MIN_ROWS = 30
 _MAX_RESIDUAL_PX = 2.0
-_MAX_SPREAD_PX = 5.0
+MAX_SPREAD_PX = 5.0
 
 
 @dataclass
@@ -84,11 +84,29 @@ def shift_of(offsets: dict[int, float], positions: dict[int, float]) -> tuple[fl
     return middle, float(np.max(np.abs(np.asarray(shared) - middle))), len(shared)
 
 
+def pixel_um(offsets: list[dict[int, float]], positions: dict[int, tuple[float, float]]) -> float | None:
+    """µm per pixel from positions in mm against offsets in pixels, over both axes."""
+    px, mm = [], []
+    for axis, fitted in enumerate(offsets):
+        shared = [f for f in fitted if f in positions]
+        if len(shared) > 1:
+            a, b = np.array([fitted[f] for f in shared]), np.array([positions[f][axis] for f in shared])
+            px.append(a - a.mean())
+            mm.append(b - b.mean())
+    if not px or np.abs(np.concatenate(px)).max() < 100:
+        return None
+    a, b = np.concatenate(px), np.concatenate(mm)
+    slope = abs(float(a @ b / (a @ a))) * 1000
+    return slope if 0.01 <= slope <= 5 else None
+
+
 def label_agreement(rows: LocalRows, labels: dict[int, Any], read_labels: Any) -> tuple[dict[str, float], dict[str, float]]:
     """Share of the assigned transcripts whose label is their vendor cell, under each flip.
 
     Parameters
     ----------
+    rows
+        Sample of the transcripts.
     labels
         FOVs that have a label image.
     read_labels
@@ -180,6 +198,8 @@ def place(
         FOV → global coordinate (table pixels) of local 0.
     signs
         Of global against local, (x, y).
+    flip
+        Key of `agreement.FLIPS`.
     frame, image
         (height, width) of a FOV in table pixels and of its image.
     with_image

@@ -25,6 +25,8 @@ def best_plane(read: ReadBlock, planes: list[int], height: int, width: int) -> t
         `(plane, y0, y1, x0, x1)` → (h, w) grey values of the nucleus stain.
     planes
         Planes to choose from.
+    height, width
+        Of the mosaic, pixels.
 
     Returns
     -------

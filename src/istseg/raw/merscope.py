@@ -37,6 +37,7 @@ class MerscopeSample(RawSample):
     platform = "merscope"
 
     def inspect(self) -> Facts:
+        """See `RawSample.inspect`."""
         problems: list[str] = []
         warnings: list[str] = []
         region = find_region(self.root)
@@ -102,6 +103,7 @@ class MerscopeSample(RawSample):
         return channels, candidates
 
     def choose_planes(self) -> dict[str, Any]:
+        """See `RawSample.choose_planes`."""
         if self.options.z_planes != "focus":
             return {"choice": self.options.z_planes, "planes": {c.name: c.planes for c in self.facts.channels}}
         nucleus = self.facts.channels[0].name
@@ -119,6 +121,7 @@ class MerscopeSample(RawSample):
         return {"choice": "focus", "sharpness": sharpness, "planes": {c.name: c.planes for c in self.facts.channels}}
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
+        """See `RawSample.strips`."""
         facts = self.facts
         readers = [[tiffs.PageReader(self._pages[c.name, z]) for z in c.planes] for c in facts.channels]
         try:
@@ -135,12 +138,14 @@ class MerscopeSample(RawSample):
                 reader.close()
 
     def transcripts(self) -> Iterator[pa.Table]:
+        """See `RawSample.transcripts`."""
         start = 0
         for block in tables.stream(self._table, self._types()):
             yield self._normal(block, start)
             start += block.num_rows
 
     def transcript_sample(self) -> pa.Table:
+        """See `RawSample.transcript_sample`."""
         return self._normal(tables.sample(self._table, self._types()), 0)
 
     def _types(self) -> dict[str, pa.DataType]:
@@ -161,6 +166,7 @@ class MerscopeSample(RawSample):
         return pa.table(columns, schema=TRANSCRIPT_SCHEMA)
 
     def vendor_cells(self, wanted_plane: int | None) -> tuple[list[str], list[Any], dict[str, int]]:
+        """See `RawSample.vendor_cells`."""
         from istseg.raw import merscope_cells
 
         if self._cells is None:

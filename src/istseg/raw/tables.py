@@ -25,10 +25,12 @@ _MAX_HEADER = 1 << 22
 
 
 def is_parquet(path: Path) -> bool:
+    """By its name."""
     return path.suffix.lower() == ".parquet"
 
 
 def is_gzip(path: Path) -> bool:
+    """By its name."""
     return path.suffix.lower() == ".gz"
 
 
@@ -43,8 +45,7 @@ def header(path: Path) -> list[str]:
     try:
         if is_parquet(path):
             return pq.read_schema(path).names
-        opened = gzip.open(path, "rb") if is_gzip(path) else open(path, "rb")
-        with opened as stream:
+        with gzip.open(path, "rb") if is_gzip(path) else open(path, "rb") as stream:
             line = stream.readline(_MAX_HEADER)
     except (OSError, EOFError, pa.ArrowInvalid, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}). Was it copied in full?") from None

@@ -83,6 +83,7 @@ class PageReader:
         self._band: tuple[int, np.ndarray] | None = None
 
     def close(self) -> None:
+        """Close the file."""
         self._tif.close()
         self._band = None
 

@@ -113,9 +113,8 @@ def _write_points(reader: RawSample, facts: Facts, store: Path, scratch: Path, t
     writer.names = writer.close()
     invalid, total = writer.counts["invalid"], writer.counts["total"]
     if invalid > MAX_INVALID * (invalid + total):
-        raise InputError(
-            f"{facts.tables[0]}: {invalid} of {invalid + total} rows have no usable coordinates or no gene (the first is row {writer.first_invalid + 1} after the header). Export it again."
-        )
+        first = f"the first is row {writer.first_invalid + 1} after the header"
+        raise InputError(f"{facts.tables[0]}: {invalid} of {invalid + total} rows have no usable coordinates or no gene ({first}). Export it again.")
     if invalid:
         facts.warnings.append(f"{invalid} transcripts without usable coordinates or gene were left out (first: row {writer.first_invalid + 1}).")
     inside = 1 - writer.counts["outside_image"] / total if total else 1.0

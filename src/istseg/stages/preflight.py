@@ -158,7 +158,7 @@ def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> di
         pixel = apply_affine(facts.micron_to_pixel, np.column_stack([x[good], y[good]]))
         low, high = np.percentile(pixel, [1, 99], axis=0)
         problems.append(
-            f"{path}: only {inside:.1%} of the transcripts lie inside the image: they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px, "
+            f"{path}: only {inside:.1%} of the transcripts lie inside the image: from x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} px, "
             f"the image has {facts.width_px} x {facts.height_px} px. The transform or positions and the table do not belong together."
         )
     elif inside < WARN_INSIDE:
@@ -198,9 +198,7 @@ def _check_device(device: str, problems: list[str]) -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        problems.append(
-            f"--device {device}: PyTorch {torch.__version__} sees no GPU here. Ask for a machine with one (and its container option), or run with --gpu false."
-        )
+        problems.append(f"--device {device}: PyTorch {torch.__version__} sees no GPU here. Ask for a machine with one, or run without --gpu.")
         return None
     return torch.cuda.get_device_name(device)
 
