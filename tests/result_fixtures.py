@@ -169,3 +169,23 @@ def _tiles(world: World, membranes: tuple[str, ...], n: int) -> None:
     small = stains[:, ::step, ::step]
     np.savez_compressed(folder / "overview.npz", stains=small, stain_names=np.array(["DAPI", *membranes]), um_per_px=WORKING_UM * step, origin=np.zeros(2))
     world.paths["tiles"] = folder
+
+
+def store(world: World) -> None:
+    """Write `s1.zarr` as convert does: image and points."""
+    from istseg.artifacts import spatial
+
+    sample = world.sample
+    root = world.root / "s1.zarr"
+    writer = spatial.ImageWriter(root, [s.name for s in sample.stains], sample.height_px, sample.width_px, np.linalg.inv(sample.affine))
+    image = np.random.default_rng(0).integers(0, 1000, (len(sample.stains), sample.height_px, sample.width_px), dtype=np.uint16)
+    for y0 in range(0, sample.height_px, spatial.CHUNK):
+        writer.write(image[:, y0 : y0 + spatial.CHUNK])
+    writer.close()
+    parts = spatial.write_points_metadata(root)
+    schema = spatial.point_schema([*sample.genes, *sample.controls])
+    for part in sorted(world.paths["points"].iterdir()):
+        with spatial.open_part(parts / part.name, schema) as target:
+            target.write_table(pq.read_table(part).select(schema.names).cast(schema))
+    spatial.finish(root, ["images", "points"])
+    world.paths["store"] = root

@@ -89,7 +89,8 @@ def build(
 
     Returns
     -------
-    AnnData with `X` (genes only), `obs` with `OBS_COLUMNS`, `obsm["spatial"]` in µm, `obsm["controls"]` (sparse; columns named in `uns["istseg"]["controls"]`).
+    AnnData with `X` (genes only), `obs` with `OBS_COLUMNS`, `obsm["spatial"]` in µm and `obsm["controls"]`
+    (sparse; its columns are named in `uns["istseg"]["controls"]`, a JSON list).
     """
     from anndata import AnnData
 
@@ -117,9 +118,10 @@ def build(
 
 
 def h5ad_safe(record: dict[str, Any]) -> dict[str, Any]:
-    """The record in the kinds of values that every h5ad reader knows: numbers, strings, lists of one of them, and nested records.
+    """The record in the kinds of values that every reader of h5ad and zarr knows: numbers, strings, lists of numbers, and nested records.
 
-    None is left out (R readers do not know it), a `/` in a key becomes `|` (HDF5 would read a path), other values become JSON strings.
+    None is left out (R readers do not know it), a `/` in a key becomes `|` (HDF5 would read a path), everything else becomes a JSON string: lists of
+    strings too, because they come back from zarr as arrays whose copy crashes numpy 2.0, and so would every `adata.copy()`.
     """
     safe: dict[str, Any] = {}
     for key, value in record.items():
@@ -130,10 +132,10 @@ def h5ad_safe(record: dict[str, Any]) -> dict[str, Any]:
             safe[key] = h5ad_safe(value)
         elif isinstance(value, (bool, int, float, str)):
             safe[key] = value
-        elif isinstance(value, (list, tuple)) and (all(isinstance(v, str) for v in value) or all(type(v) in (int, float) for v in value)):
+        elif isinstance(value, (list, tuple)) and value and all(type(v) in (int, float) for v in value):
             safe[key] = list(value)
         else:
-            safe[key] = json.dumps(value, sort_keys=True)
+            safe[key] = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return safe
 
 

@@ -49,8 +49,7 @@ def go(world, out, labels=True, **options):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """No transcripts lie in cell 5, so that it is spurious."""
-    world = fx.make(tmp_path_factory.mktemp("assess"), CENTRES, nuclei=nuclei_of(CENTRES), without_rna=[fx.circle(*CENTRES[5], 6.5)])
-    return world
+    return fx.make(tmp_path_factory.mktemp("assess"), CENTRES, nuclei=nuclei_of(CENTRES), without_rna=[fx.circle(*CENTRES[5], 6.5)])
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +186,8 @@ def test_files_of_different_samples(world, tmp_path):
     assign.run(sample_json=world.paths["sample"], transcripts=world.paths["points"], cells=world.paths["cells"], segmentation="vendor", out=tmp_path / "a")
     with pytest.raises(InputError) as error:
         assess.run(
-            sample_json=world.paths["sample"], tiles=world.paths["tiles"], counts=tmp_path / "a", cells=tmp_path / "cells.parquet", nuclei=world.paths["nuclei"],
+            sample_json=world.paths["sample"], tiles=world.paths["tiles"], counts=tmp_path / "a", cells=tmp_path / "cells.parquet",
+            nuclei=world.paths["nuclei"],
             thresholds=tmp_path / "thresholds.json", segmentation="istseg", out=tmp_path / "out",
         )  # fmt: skip
     assert len(error.value.problems) == 3, "all problems at once"

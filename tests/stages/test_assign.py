@@ -56,7 +56,7 @@ def test_polygons_against_brute_force(world, tmp_path):
     assert (adata.X.toarray() == wanted[:, :4]).all()
     assert (adata.obsm["controls"].toarray() == wanted[:, 4:]).all()
     assert list(adata.var_names) == fx.GENES
-    assert list(adata.uns["istseg"]["controls"]) == fx.CONTROLS
+    assert json.loads(adata.uns["istseg"]["controls"]) == fx.CONTROLS
     assert (adata.obs["n_transcripts"] == wanted[:, :4].sum(1)).all()
     assert (adata.obs["n_genes"] == (wanted[:, :4] > 0).sum(1)).all()
     assert (adata.obs["n_control"] == wanted[:, 4:].sum(1)).all()

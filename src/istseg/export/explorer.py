@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import geopandas as gpd
 import pandas as pd
+import pyarrow.parquet as pq
+import shapely
 
 from istseg.artifacts.files import whole
+from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 from istseg.export.result import CELLS_KEY, GENE_COLUMN, IMAGE_KEY, POINTS_KEY, TABLE_KEY, Result
-from istseg.export.store import add_elements
+from istseg.export.store import annotating_table
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+_FRAME = "pixel"
 
 
 def write(result: Result, folder: Path) -> None:
     """Write the folder whose `experiment.xenium` the Explorer opens, and `cell_ids.csv`, which tells the Explorer's name of each cell.
 
-    sopa holds all transcripts in memory while it writes them; the image is written by tiles.
+    Transcripts outside the image are left out, the Explorer's grid starts at the image's corner. sopa holds all transcripts in memory while it writes
+    them; the image is written by tiles.
 
     Raises
     ------
@@ -29,14 +38,36 @@ def write(result: Result, folder: Path) -> None:
         raise InputError(f"{result.sample.sample}: has no cells, and the Xenium Explorer opens no folder without; leave `explorer` out of the formats.")
     import sopa.io.explorer
     from sopa.io.explorer.utils import str_cell_id
-    from spatialdata import read_zarr
 
-    sdata = read_zarr(result.store)
-    add_elements(sdata, result)
     with whole(folder) as part:
         sopa.io.explorer.write(
-            str(part), sdata, table_key=TABLE_KEY, image_key=IMAGE_KEY, shapes_key=CELLS_KEY, points_key=POINTS_KEY, gene_column=GENE_COLUMN,
+            str(part), _in_pixels(result), table_key=TABLE_KEY, image_key=IMAGE_KEY, shapes_key=CELLS_KEY, points_key=POINTS_KEY, gene_column=GENE_COLUMN,
             pixel_size=result.sample.pixel_size_um, run_name=result.sample.sample,
         )  # fmt: skip
+        # Its own call of this (sopa 2.2.11) hands the pixel size to another argument, and the Explorer would show a Xenium's scale.
+        sopa.io.explorer.write_metadata(str(part), result.sample.sample, CELLS_KEY, result.table.n_obs, pixel_size=result.sample.pixel_size_um)
         names = [str_cell_id(i) for i in range(result.table.n_obs)]
         pd.DataFrame({"explorer_id": names, "cell_id": result.table.obs_names}).to_csv(part / "cell_ids.csv", index=False)
+
+
+def _in_pixels(result: Result) -> SpatialData:
+    """All elements in full-resolution pixels, so that sopa has nothing to transform: spatialdata transforms points of one partition only."""
+    from spatialdata import SpatialData, read_zarr
+    from spatialdata.models import PointsModel, ShapesModel
+    from spatialdata.transformations import Identity, set_transformation
+
+    sample = result.sample
+    stored = read_zarr(result.store)
+    image = stored.images[IMAGE_KEY]
+    set_transformation(image, {_FRAME: Identity()}, set_all=True)
+    identity = {_FRAME: Identity()}
+    polygons = shapely.transform(result.cells.geometry.to_numpy(), lambda xy: apply_affine(sample.affine, xy))
+    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons, index=result.cells["cell_id"].to_list()), transformations=dict(identity))
+
+    molecules = pq.read_table(result.transcripts, columns=["x", "y", GENE_COLUMN]).to_pandas()
+    px = apply_affine(sample.affine, molecules[["x", "y"]].to_numpy())
+    inside = ((px >= 0) & (px < [sample.width_px, sample.height_px])).all(axis=1)
+    molecules = molecules.assign(x=px[:, 0], y=px[:, 1])[inside].reset_index(drop=True)
+    points = PointsModel.parse(molecules, feature_key=GENE_COLUMN, transformations=dict(identity))
+    table = annotating_table(result)
+    return SpatialData(images={IMAGE_KEY: image}, points={POINTS_KEY: points}, shapes={CELLS_KEY: shapes}, tables={TABLE_KEY: table})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +73,7 @@ class Result:
     @property
     def controls(self) -> list[str]:
         """Names of the columns of `table.obsm["controls"]`."""
-        return [str(name) for name in self.table.uns["istseg"]["controls"]]
+        return json.loads(self.table.uns["istseg"]["controls"])
 
     @property
     def entity_ids(self) -> np.ndarray:

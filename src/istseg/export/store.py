@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 
 from istseg.artifacts.files import whole
 from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, SEGMENTATION, TABLE_KEY, Result
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
 
     They take the coordinate systems of the points, which are in µm as well. Without cells there are no shapes and the table annotates nothing.
     """
-    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.models import Labels2DModel, ShapesModel
     from spatialdata.transformations import Affine, Sequence, get_transformation
 
     frames = get_transformation(sdata.points[POINTS_KEY], get_all=True)
@@ -70,20 +72,22 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
     if labels is not None:
         array, micron_to_working = labels
         to_micron = Affine(np.linalg.inv(micron_to_working), input_axes=("x", "y"), output_axes=("x", "y"))
-        from spatialdata.models import Labels2DModel
-
         sdata.labels[LABELS_KEY] = Labels2DModel.parse(array, dims=("y", "x"), transformations={k: Sequence([to_micron, t]) for k, t in frames.items()})
         added.append(LABELS_KEY)
-    table = result.table.copy()
-    if table.n_obs:
-        table.obs["label"] = result.cells["label"].to_numpy()
-        table.obs["region"] = CELLS_KEY
-        table.obs["region"] = table.obs["region"].astype("category")
-        table = TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="cell_id")
-    else:
-        table = TableModel.parse(table)
-    sdata.tables[TABLE_KEY] = table
+    sdata.tables[TABLE_KEY] = annotating_table(result)
     return [*added, TABLE_KEY]
+
+
+def annotating_table(result: Result) -> AnnData:
+    """The table as spatialdata wants it, annotating the cells by `cell_id`; annotating nothing where there are no cells."""
+    from spatialdata.models import TableModel
+
+    table = result.table.copy()
+    if not table.n_obs:
+        return TableModel.parse(table)
+    table.obs["label"] = result.cells["label"].to_numpy()
+    table.obs["region"] = pd.Categorical([CELLS_KEY] * table.n_obs)
+    return TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="cell_id")
 
 
 def _labels(result: Result) -> tuple[object, np.ndarray] | None:

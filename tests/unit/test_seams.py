@@ -1,0 +1,63 @@
+"""Seam figures: 1 without a seam, and the size of a planted one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import result_fixtures as fx
+from istseg.artifacts.tiles import TileIndex
+from istseg.qc import seams, summary
+
+LINE = 384 * fx.WORKING_UM
+"""Tiles of one window: borders 96 µm from the upper and the left edge."""
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    world = fx.make(tmp_path_factory.mktemp("seams"), np.empty((0, 2)), n_transcripts=10, outside=0)
+    return world.paths["tiles"], TileIndex.read(world.paths["tiles"] / "tiles.json")
+
+
+def even(n, rng):
+    return fx.ORIGIN_UM + rng.uniform(0, 1, (n, 2)) * [fx.WIDTH_UM, fx.HEIGHT_UM]
+
+
+def test_no_seam(index):
+    xy = even(40_000, np.random.default_rng(0))
+    found = seams.compare(*index, xy, np.full(len(xy), 50.0))
+    assert found["n_border"] + found["n_inside"] == len(xy)
+    assert found["density_ratio"] == pytest.approx(1, abs=0.03) and found["area_ratio"] == 1
+
+
+def test_planted_seam(index):
+    xy = even(40_000, np.random.default_rng(1))
+    local = xy - fx.ORIGIN_UM
+    near = np.abs(local - LINE).min(axis=1) < seams.BORDER_UM
+    keep = ~near | (np.arange(len(xy)) % 2 == 0)
+    found = seams.compare(*index, xy[keep], np.where(near, 25.0, 50.0)[keep])
+    assert found["density_ratio"] == pytest.approx(0.5, abs=0.03) and found["area_ratio"] == pytest.approx(0.5)
+    assert found["n_border"] == (near & keep).sum()
+
+
+def test_no_border_no_ratio(tmp_path):
+    world = fx.make(tmp_path, np.empty((0, 2)), n_transcripts=10, outside=0, windows_per_side=2)
+    tiles = world.paths["tiles"]
+    found = seams.compare(tiles, TileIndex.read(tiles / "tiles.json"), even(10, np.random.default_rng(0)), np.ones(10))
+    assert found == {"n_border": 0, "n_inside": 10, "density_ratio": None, "area_ratio": None}
+
+
+def test_no_cells(index):
+    assert seams.compare(*index, np.empty((0, 2)), np.empty(0)) == {"n_border": 0, "n_inside": 0, "density_ratio": None, "area_ratio": None}
+
+
+def test_a_seam_is_said(index):
+    import pandas as pd
+
+    obs = pd.DataFrame({"n_transcripts": [5], "background_fraction": [0.0]})
+    counts = {"fraction_in_cells": 0.8, "in_cells": 10, "controls_in_cells": 0}
+    flags = {"inconsistent_rate": 0.0, "spurious_rate": 0.0, "outside_image": 0}
+    nuclei = {"total": 1, "in_no_cell": 0}
+    for ratio, said in ((0.5, True), (1.0, False), (1.6, True)):
+        border = {"n_border": 200, "n_inside": 900, "density_ratio": ratio, "area_ratio": None}
+        assert bool(summary.warnings(obs, counts, flags, nuclei, border, 8)) == said
