@@ -6,8 +6,8 @@ FP: an unmatched predicted cell with its centroid in the window's core, more tha
 A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei are not judged area: they say that a cell is there, not how large it is.
 Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
 
-Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from truth by its own labels. The
-rates of spurious and inconsistent cells judge by nuclei and transcripts instead, over all predicted cells.
+Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from
+truth by its own labels. The rates of spurious and inconsistent cells judge by nuclei and transcripts instead, over all predicted cells.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], devic
 
     Returns
     -------
-    See `Tally.figures`. With nuclei in the patches, *spurious* and *inconsistent* are the paper's [Validation and metrics]; without, every cell with fewer transcripts than the
-    5th percentile of the curated cells counts as spurious, and the inconsistent rate is None.
+    See `Tally.figures`. With nuclei in the patches, *spurious* and *inconsistent* are the paper's [Validation and metrics]; without, every cell with fewer
+    transcripts than the 5th percentile of the curated cells counts as spurious, and the inconsistent rate is None.
     """
     predictor = Predictor(model, card, device)
     tally = Tally()
@@ -234,3 +234,9 @@ def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
     if not better:
         return False, "the base is kept: fine-tuning changed nothing by more than the margin"
     return True, "fine-tuning is accepted: better " + ", ".join(better) + ", nothing worse"
+
+
+def nuclei_known(holdout: Sequence[PatchRef]) -> bool:
+    """Whether every held-out patch says which labels are stand-in nuclei and where the nuclei are; else the figures are coarser."""
+    patches = (Patch.read(ref.path) for ref in holdout)
+    return all(patch.stand_ins is not None and patch.nuclei is not None for patch in patches)

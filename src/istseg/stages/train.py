@@ -1,0 +1,208 @@
+"""train: curated patches + base weights → `model.safetensors`, `model_card.json`, `curves.json`, `decision.json`. Fine-tune, then accept or keep the base."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from istseg.artifacts.files import sha256, whole, write_json
+from istseg.errors import InputError
+from istseg.network import gate, training, weights
+from istseg.network.card import ModelCard
+from istseg.network.dataset import PatchRef, PatchStore, Split, find_patches, split, thin
+from istseg.network.inference import open_device
+from istseg.network.unet import Rna2Seg
+from istseg.progress import track
+
+log = logging.getLogger("istseg")
+
+SCRATCH = "scratch"
+
+
+def run(
+    *,
+    patches: list[Path],
+    out: Path,
+    name: str,
+    base: str,
+    base_sha256: str | None,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    membrane_dropout: float,
+    validation_fraction: float,
+    holdout_fraction: float,
+    max_patches: int,
+    crop_wpx: int,
+    device: str,
+    seed: int,
+) -> None:
+    """Fine-tune a model on curated patches and decide whether to use it.
+
+    Parameters
+    ----------
+    patches
+        Folders with patches of `curate`; several samples make a cohort.
+    out
+        Folder for the results. An interrupted training in the same folder goes on from its last epoch.
+    name
+        Name of the model.
+    base, base_sha256
+        Base weights, or `scratch`, and the digest that the file must have.
+    epochs, learning_rate, batch_size, membrane_dropout, seed
+        See `network.training.Recipe`.
+    validation_fraction, holdout_fraction
+        Shares of the patches that choose the epoch, and that judge.
+    max_patches
+        More are thinned out evenly.
+    crop_wpx
+        Side of the crops that are trained on, at most a patch's.
+    device
+        `cpu` or `cuda`.
+
+    Raises
+    ------
+    InputError
+        If weights or patches cannot be used together, or there are too few patches.
+    DeviceError
+        If the device is not there.
+    """
+    place = open_device(device)
+    model, card, found = _inputs(patches, base, base_sha256, seed)
+    refs = thin(found, max_patches)
+    parts = split(refs, validation_fraction, holdout_fraction, seed)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = training.Recipe(epochs, learning_rate, batch_size, membrane_dropout, crop_wpx, seed, freeze_norm=base != SCRATCH)
+    data = _data_hash(refs)
+    log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
+    before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
+    checkpoint = out / "checkpoint.pt"
+    fingerprint = repr((data, card.sha256, validation_fraction, holdout_fraction))
+    with tempfile.TemporaryDirectory(dir=out, prefix=".targets-") as work:
+        train_store, validation_store = _stores(parts, Path(work), device)
+        fitted = training.fit(model, train_store, validation_store, recipe, card.rna_form, device, checkpoint, fingerprint)
+    # What is judged is what is stored: weights rounded to half precision.
+    model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
+    after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
+    accepted, reason = (True, "trained from scratch: there is no base to keep") if before is None else gate.decide(before, after)
+    log.info(reason)
+    samples = sorted({ref.sample for ref in refs})
+    decision = {
+        "samples": samples,
+        "name": name,
+        "accepted": accepted,
+        "reason": reason,
+        "base": before or {},
+        "finetuned": after,
+        "margin": gate.MARGIN,
+        "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in parts.holdout],
+        "stand_ins_and_nuclei_known": gate.nuclei_known(parts.holdout),
+    }
+    facts = _facts(refs, found, parts, recipe, fitted, data, decision)
+    if accepted:
+        notes = ["labels of a teacher, curated by rules: no person annotated them"]
+        parent = "" if base == SCRATCH else card.name
+        card = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
+        card = replace(card, sha256=weights.save(out / "model.safetensors", model, card))
+    else:
+        card = _keep_base(Path(base), card, out / "model.safetensors")
+    write_json(out / "model_card.json", card.as_dict() | {"attempt": facts, "decision": decision})
+    write_json(out / "curves.json", _curves(samples, name, fitted, base))
+    write_json(out / "decision.json", decision)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _inputs(patches: list[Path], base: str, base_sha256: str | None, seed: int) -> tuple[Rna2Seg, ModelCard, list[PatchRef]]:
+    """Model, card and patches; all problems at once."""
+    problems: list[str] = []
+    refs: list[PatchRef] = []
+    loaded = None
+    try:
+        refs = find_patches(patches)
+    except InputError as error:
+        problems += error.problems
+    try:
+        loaded = weights.new(seed) if base == SCRATCH else weights.load(base, base_sha256)
+    except InputError as error:
+        problems += error.problems
+    if loaded is not None:
+        card = replace(loaded[1], working_um=refs[0].working_um) if base == SCRATCH and refs else loaded[1]
+        loaded = loaded[0], card
+        for ref in refs:
+            try:
+                card.check_tile(ref.working_um, str(ref.path))
+            except InputError as error:
+                problems += error.problems
+    if problems or loaded is None:
+        raise InputError(problems)
+    return *loaded, refs
+
+
+def _stores(parts: Split, work: Path, device: str) -> tuple[PatchStore, PatchStore]:
+    """Training and validation patches with their targets."""
+    train, validation = (PatchStore(work / use, device) for use in ("train", "validation"))
+    for store, refs, free in ((train, parts.train, parts.validation + parts.holdout), (validation, parts.validation, parts.holdout)):
+        store.folder.mkdir()
+        for ref in track(refs, "flow targets"):
+            if not store.add(ref, free):
+                log.warning("%s: no pixel of it may teach beside the validation and held-out patches; it is left out", ref.path)
+    if not len(train) or not len(validation):
+        raise InputError(
+            "the training or the validation patches hold no pixel that may teach: too few patches, too near to each other; "
+            "take a larger area, lower curate's --min-objects, or run without fine-tuning."
+        )
+    return train, validation
+
+
+def _data_hash(refs: Sequence[PatchRef]) -> str:
+    """sha256 over the patches' names and contents."""
+    digest = hashlib.sha256()
+    for ref in refs:
+        digest.update(f"{ref.sample} {ref.window} {sha256(ref.path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _facts(
+    refs: Sequence[PatchRef], found: Sequence[PatchRef], parts: Split, recipe: training.Recipe, fitted: training.Fitted, data: str, decision: dict[str, Any]
+) -> dict[str, Any]:
+    """What the card tells of the training; no times, so that the same training gives the same file."""
+    return {
+        "samples": dict(Counter(ref.sample for ref in refs)),
+        "patches": {"found": len(found), "train": len(parts.train), "validation": len(parts.validation), "holdout": len(parts.holdout)},
+        "data_sha256": data,
+        "recipe": recipe.__dict__,
+        "best_epoch": fitted.best_epoch,
+        "validation_loss": fitted.epochs[fitted.best_epoch - 1]["validation_loss"],
+        "validation_loss_before": fitted.start["validation_loss"],
+        "figures": decision["finetuned"],
+        "decision": decision["reason"],
+    }
+
+
+def _curves(samples: list[str], name: str, fitted: training.Fitted, base: str) -> dict[str, Any]:
+    return {
+        "samples": samples,
+        "name": name,
+        "base": SCRATCH if base == SCRATCH else Path(base).name,
+        "best_epoch": fitted.best_epoch,
+        "validation_loss_before": fitted.start["validation_loss"],
+        "epochs": fitted.epochs,
+    }
+
+
+def _keep_base(base: Path, card: ModelCard, path: Path) -> ModelCard:
+    """The base itself as the result, byte for byte where it has our format."""
+    if base.suffix == ".safetensors":
+        with whole(path) as part:
+            shutil.copyfile(base, part)
+        return card
+    model, _ = weights.load(base)
+    return replace(card, sha256=weights.save(path, model, card, half=False))

@@ -1,0 +1,145 @@
+"""train: from patches to a model and a decision."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from network_fixtures import BASE_MODEL
+from training_fixtures import write_patches
+
+from istseg.artifacts.files import sha256
+from istseg.errors import DeviceError, InputError
+from istseg.network import weights
+from istseg.stages import train
+
+SETTINGS = dict(
+    name="tuned", base=str(BASE_MODEL), base_sha256=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25, validation_fraction=0.1,
+    holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
+)  # fmt: skip
+
+
+def run(patches, out, **changes):
+    train.run(patches=[patches] if isinstance(patches, Path) else patches, out=out, **(SETTINGS | changes))
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in ("model_card", "curves", "decision")}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    write_patches(folder / "patches", 4)
+    return folder, run(folder / "patches", folder / "out")
+
+
+def test_fine_tuning_helps_and_is_accepted(good):
+    _, written = good
+    decision, curves = written["decision"], written["curves"]
+    assert decision["accepted"], decision["reason"]
+    assert decision["finetuned"]["ap50"] > decision["base"]["ap50"] or decision["finetuned"]["boundary_iou"] > decision["base"]["boundary_iou"]
+    assert min(e["validation_loss"] for e in curves["epochs"]) < curves["validation_loss_before"]
+    assert decision["samples"] == curves["samples"] == ["s"] and decision["name"] == curves["name"] == "tuned"
+    assert len(decision["holdout_patches"]) == 4 and decision["stand_ins_and_nuclei_known"]
+
+
+def test_the_card_tells_where_the_model_comes_from(good):
+    folder, written = good
+    card = written["model_card"]
+    model, loaded = weights.load(folder / "out" / "model.safetensors", card["sha256"])
+    assert loaded.name == "tuned" and loaded.parent_sha256 == sha256(BASE_MODEL) and loaded.rna_form == weights.load(BASE_MODEL)[1].rna_form
+    assert loaded.training["patches"] == {"found": 16, "train": 10, "validation": 2, "holdout": 4} and loaded.training["samples"] == {"s": 16}
+    assert len(loaded.training["data_sha256"]) == 64 and loaded.training["figures"] == written["decision"]["finetuned"]
+    assert sorted(p.name for p in (folder / "out").iterdir()) == ["curves.json", "decision.json", "model.safetensors", "model_card.json"]
+
+
+@pytest.mark.slow
+def test_the_same_input_gives_the_same_bytes(good, tmp_path):
+    folder, _ = good
+    run(folder / "patches", tmp_path / "again")
+    assert sha256(tmp_path / "again" / "model.safetensors") == sha256(folder / "out" / "model.safetensors")
+
+
+def shifted(tissue):
+    """Every cell moved by its radius: what a misregistered teacher would give."""
+    return np.roll(tissue.cells, (12, 12), (0, 1))
+
+
+def scrambled(tissue):
+    """Cells that have nothing to do with the picture."""
+    rng = np.random.default_rng(4)
+    labels = np.zeros_like(tissue.cells)
+    for i in range(1, 200):
+        y, x = rng.integers(0, tissue.cells.shape[0] - 20, 2)
+        labels[y : y + rng.integers(10, 20), x : x + rng.integers(10, 20)] = i
+    return labels
+
+
+@pytest.mark.parametrize("poison", [shifted, scrambled])
+def test_poisoned_labels_are_refused_and_the_base_is_kept(poison, tmp_path):
+    write_patches(tmp_path / "patches", 4, cells=poison)
+    written = run(tmp_path / "patches", tmp_path / "out")
+    decision = written["decision"]
+    assert not decision["accepted"] and "the base is kept" in decision["reason"]
+    assert sha256(tmp_path / "out" / "model.safetensors") == sha256(BASE_MODEL) == written["model_card"]["sha256"]
+    assert written["model_card"]["decision"]["finetuned"]["curated_cells"] >= 10 and len(written["curves"]["epochs"]) == 3
+
+
+def test_from_scratch_is_taken_with_its_figures(tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    written = run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
+    assert written["decision"]["accepted"] and written["decision"]["base"] == {} and "scratch" in written["decision"]["reason"]
+    assert "ap50" in written["decision"]["finetuned"] and written["model_card"]["parent"] == ""
+
+
+def test_a_cohort_of_two_samples(tmp_path):
+    write_patches(tmp_path / "a", 2, "a")
+    write_patches(tmp_path / "b", 2, "b", seed=1)
+    written = run([tmp_path / "a", tmp_path / "b"], tmp_path / "out", epochs=1, max_patches=6, crop_wpx=64)
+    assert written["decision"]["samples"] == ["a", "b"] and written["model_card"]["attempt"]["samples"] == {"a": 3, "b": 3}
+
+
+def test_published_weights_as_base_that_is_kept(tmp_path):
+    """A `.pt` base has no card inside: the result is written in our format."""
+    import torch
+
+    model, _ = weights.new(3)
+    torch.save(model.state_dict(), tmp_path / "published.pt")
+    write_patches(tmp_path / "patches", 2)
+    written = run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "published.pt"), epochs=1, learning_rate=1e-6, crop_wpx=64)
+    assert not written["decision"]["accepted"]
+    kept, card = weights.load(tmp_path / "out" / "model.safetensors", written["model_card"]["sha256"])
+    assert card.rna_form == "published" and all(torch.equal(v, model.state_dict()[k]) for k, v in kept.state_dict().items())
+
+
+def test_all_problems_at_once(tmp_path):
+    (tmp_path / "patches").mkdir()
+    (tmp_path / "patches" / "broken.npz").write_bytes(b"no")
+    with pytest.raises(InputError) as error:
+        run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "absent.safetensors"))
+    assert len(error.value.problems) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_input_is_refused(tmp_path):
+    write_patches(tmp_path / "few", 1)
+    with pytest.raises(InputError, match="at least 4 are needed"):
+        run(tmp_path / "few", tmp_path / "out")
+    write_patches(tmp_path / "patches", 2)
+    with pytest.raises(InputError, match="sha256"):
+        run(tmp_path / "patches", tmp_path / "out", base_sha256="0" * 64)
+    with pytest.raises(DeviceError, match="unknown"):
+        run(tmp_path / "patches", tmp_path / "out", device="tpu")
+
+
+def test_a_patch_of_another_resolution_is_refused(tmp_path):
+    from istseg.artifacts.patches import Patch
+
+    write_patches(tmp_path / "patches", 2)
+    path = next((tmp_path / "patches").iterdir())
+    patch = Patch.read(path)
+    patch.working_um = 0.5
+    patch.write(path)
+    with pytest.raises(InputError, match="0.5 µm"):
+        run(tmp_path / "patches", tmp_path / "out")

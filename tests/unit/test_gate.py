@@ -1,0 +1,140 @@
+"""The gate: scores under partial annotation by hand, and the decision."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training_fixtures import patch_of, tissue
+
+from istseg.artifacts.patches import Patch
+from istseg.network.gate import MIN_CELLS, Tally, decide, judge
+
+SIZE = 96
+
+
+def patch(curated, background, counts=None, nuclei=None, stand_ins=None):
+    """A patch of (label, y0, x0, y1, x1) curated cells; P = cells and background boxes."""
+    labels, teach = np.zeros((SIZE, SIZE), np.int32), np.zeros((SIZE, SIZE), bool)
+    for label, y0, x0, y1, x1 in curated:
+        labels[y0:y1, x0:x1] = label
+    for y0, x0, y1, x1 in background:
+        teach[y0:y1, x0:x1] = True
+    teach |= labels > 0
+    blank = np.zeros((SIZE, SIZE), np.uint16)
+    return Patch(
+        "s", (0, 0), 32, ["DAPI"], [(0.0, 1.0)], ["cells"], 0.253, blank[None], blank if counts is None else counts, labels[None], teach[None],
+        None if stand_ins is None else [stand_ins], nuclei,
+    )  # fmt: skip
+
+
+def image(*rows):
+    labels = np.zeros((SIZE, SIZE), np.int32)
+    for label, y0, x0, y1, x1 in rows:
+        labels[y0:y1, x0:x1] = label
+    return labels
+
+
+def judged(p, predicted):
+    tally = Tally()
+    judge(p, predicted, tally)
+    return tally
+
+
+def test_unlabelled_area_is_neither_right_nor_wrong():
+    p = patch([(1, 20, 20, 30, 30), (2, 40, 20, 50, 30)], background=[(60, 16, 80, 80)])
+    tally = judged(p, image((1, 20, 20, 30, 30), (2, 20, 60, 30, 70), (3, 65, 30, 75, 40)))
+    assert (tally.tp, tally.fn) == (1, 1)
+    assert tally.fp == 1, "in background"
+    assert tally.ignored == 1, "in unlabelled area"
+    assert tally.figures()["ap50"] == pytest.approx(1 / 3)
+
+
+def test_a_merged_cell_is_wrong_and_a_split_one_too():
+    p = patch([(1, 20, 20, 30, 30), (2, 20, 30, 30, 40), (3, 20, 40, 30, 50)], background=[])
+    merged = judged(p, image((1, 20, 20, 30, 50)))
+    assert (merged.tp, merged.fn, merged.fp) == (0, 3, 1)
+    p = patch([(1, 20, 20, 40, 40)], background=[])
+    quarters = judged(p, image((1, 20, 20, 30, 30), (2, 20, 30, 30, 40), (3, 30, 20, 40, 30), (4, 30, 30, 40, 40)))
+    assert (quarters.tp, quarters.fn, quarters.fp) == (0, 1, 4)
+
+
+def test_stand_in_nuclei_are_not_taken_for_cells():
+    p = patch([(1, 20, 20, 30, 30), (9, 50, 50, 56, 56)], background=[], stand_ins=[9])
+    tally = judged(p, image((1, 20, 20, 30, 30), (2, 45, 45, 61, 61), (3, 70, 70, 76, 76)))
+    assert (tally.tp, tally.fn, tally.fp) == (1, 0, 0)
+    nucleus_sized = judged(p, image((1, 20, 20, 30, 30), (2, 50, 50, 56, 56)))
+    assert (nucleus_sized.tp, nucleus_sized.fp) == (1, 0), "a cell as small as the nucleus is not judged either"
+
+
+def test_cells_of_the_margin_belong_to_the_neighbour():
+    p = patch([(1, 4, 40, 12, 50), (2, 20, 20, 30, 30)], background=[(0, 0, 4, 96)])
+    tally = judged(p, image((1, 0, 60, 3, 70), (2, 20, 20, 30, 30)))
+    assert (tally.tp, tally.fn, tally.fp, tally.predicted) == (1, 0, 0, 1)
+
+
+def test_boundary_and_best_iou_by_cell():
+    p = patch([(1, 20, 20, 40, 40), (2, 50, 50, 70, 70)], background=[])
+    tally = judged(p, image((1, 20, 20, 40, 40)))
+    assert tally.best == [1, 0] and tally.boundary == [1, 0]
+    assert 0 < judged(p, image((1, 20, 20, 40, 42))).boundary[0] < 1
+
+
+def test_rates_by_nuclei_and_transcripts():
+    nuclei = image((1, 22, 22, 28, 28), (2, 42, 22, 48, 28), (3, 62, 22, 68, 28), (4, 62, 32, 68, 38))
+    counts = np.zeros((SIZE, SIZE), np.uint16)
+    counts[nuclei > 0] = 1
+    counts[22, 62] = 2
+    cells = image((1, 20, 20, 30, 30), (2, 45, 20, 55, 30), (3, 60, 20, 70, 40), (4, 20, 60, 30, 70))
+    figures = judged(patch([], [], counts, nuclei), cells).figures()
+    assert figures["predicted_cells"] == 4
+    assert figures["inconsistent_rate"] == 0.5, "one cuts a nucleus, one holds two"
+    assert figures["spurious_below_transcripts"] == 36 and figures["spurious_rate"] == 0.25, "one without nucleus has 2 transcripts"
+    assert figures["ap50"] is None and figures["curated_cells"] == 0
+
+
+def test_without_nuclei_transcripts_alone_speak():
+    counts = np.zeros((SIZE, SIZE), np.uint16)
+    counts[20:30, 20:30] = 1
+    figures = judged(patch([(1, 20, 20, 30, 30)], [], counts), image((1, 20, 20, 30, 30), (2, 50, 50, 60, 60))).figures()
+    assert figures["inconsistent_rate"] is None and figures["spurious_rate"] == 0.5
+
+
+def test_a_perfect_and_an_empty_prediction_of_tissue():
+    t = tissue(300, 300)
+    p = patch_of(t, 1, 1)
+    y0 = x0 = 96 - 16
+    truth = t.cells[y0 : y0 + 128, x0 : x0 + 128]
+    perfect = judged(p, truth).figures()
+    assert perfect["ap50"] == perfect["mean_best_iou"] == perfect["boundary_iou"] == 1 and perfect["inconsistent_rate"] == 0
+    empty = judged(p, np.zeros_like(truth)).figures()
+    assert empty["ap50"] == 0 and empty["spurious_rate"] is None
+    assert decide(perfect | {"curated_cells": 99}, empty | {"curated_cells": 99})[0] is False
+
+
+BASE = {"ap50": 0.7, "boundary_iou": 0.5, "spurious_rate": 0.1, "inconsistent_rate": 0.1, "curated_cells": 200, "predicted_cells": 300}
+
+
+@pytest.mark.parametrize(
+    ("change", "accepted", "word"),
+    [
+        ({"ap50": 0.75}, True, "better ap50"),
+        ({"spurious_rate": 0.05}, True, "better spurious_rate"),
+        ({"ap50": 0.75, "inconsistent_rate": 0.15}, False, "worse inconsistent_rate"),
+        ({"ap50": 0.6, "boundary_iou": 0.6}, False, "worse ap50"),
+        ({"ap50": 0.705, "spurious_rate": 0.105}, False, "nothing by more than the margin"),
+        ({"ap50": 0.75, "curated_cells": MIN_CELLS - 1}, False, "only 9 curated cells"),
+        ({"ap50": 0.72, "curated_cells": 40}, False, "nothing by more"),
+        ({"inconsistent_rate": None, "ap50": 0.8}, False, "predicts no cell"),
+    ],
+)
+def test_decision(change, accepted, word):
+    result, reason = decide(BASE, BASE | change)
+    assert result is accepted and word in reason
+
+
+def test_a_figure_that_neither_has_does_not_count():
+    base = BASE | {"inconsistent_rate": None}
+    assert decide(base, base | {"ap50": 0.8})[0]
