@@ -75,7 +75,8 @@ workflow ISTSEG {
     if (options.exports) {
         assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
         found = ASSIGN.out.transcripts.filter { meta, segmentation, table -> segmentation == 'istseg' }.map { meta, segmentation, table -> [meta, table] }
-        EXPORT(CONVERT.out.sample.join(CONVERT.out.zarr).join(MERGE.out.folder).join(assessed).join(found))
+        merged = MERGE.out.istseg.join(MERGE.out.teacher).join(MERGE.out.nuclei).join(MERGE.out.labels).join(MERGE.out.record).map { values -> [values.head(), values.tail()] }
+        EXPORT(CONVERT.out.sample.join(CONVERT.out.zarr).join(merged).join(assessed).join(found))
     }
 
     preflight = PREFLIGHT.out.json

@@ -1,7 +1,7 @@
 /*
  * ASSESS: flag spurious and inconsistent cells and measure a segmentation.
  *
- * in   sample; name of the segmentation; counts.h5ad and assign.json of assign; its cells; sample.json; tiles/; nuclei.parquet; thresholds.json; merge.json
+ * in   sample; name of the segmentation; counts.h5ad and assign.json of assign; its cells; sample.json; tiles/; nuclei.parquet; thresholds.json
  * out  <segmentation>/{counts.h5ad, metrics.json, overview.png, crops/}
  */
 process ASSESS {

@@ -1,7 +1,7 @@
 /*
  * EXPORT: write the result in the formats of other tools.
  *
- * in   sample; sample.json; <sample>.zarr; folder of merge; folder of assess and transcripts of assign for the segmentation istseg
+ * in   sample; sample.json; <sample>.zarr; files of merge; folder of assess and transcripts of assign for the segmentation istseg
  * out  the formats asked for
  */
 process EXPORT {
@@ -10,7 +10,7 @@ process EXPORT {
     container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:
-    tuple val(meta), path(sample_json, stageAs: 'input/sample.json'), path(zarr, stageAs: 'input/*'), path(merged, stageAs: 'input/merged'), path(assessed, stageAs: 'input/assessed'), path(transcripts, stageAs: 'input/transcripts.parquet')
+    tuple val(meta), path(sample_json, stageAs: 'input/sample.json'), path(zarr, stageAs: 'input/*'), path(merged, stageAs: 'input/merged/*'), path(assessed, stageAs: 'input/assessed'), path(transcripts, stageAs: 'input/transcripts.parquet')
 
     output:
     tuple val(meta), path("${meta.id}/exports/*", arity: '1..*'), emit: files
@@ -18,7 +18,7 @@ process EXPORT {
 
     script:
     """
-    istseg --expect-version ${workflow.manifest.version} export --sample-json ${sample_json} --zarr ${zarr} --merged ${merged} --assessed ${assessed} --transcripts ${transcripts} --out ${meta.id}/exports ${task.ext.args ?: ''}
+    istseg --expect-version ${workflow.manifest.version} export --sample-json ${sample_json} --zarr ${zarr} --merged input/merged --assessed ${assessed} --transcripts ${transcripts} --out ${meta.id}/exports ${task.ext.args ?: ''}
     """
 
     stub:

@@ -1,0 +1,48 @@
+# Everything a person types. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PYTEST := .venv/bin/pytest
+NEXTFLOW := bin/nextflow
+# Tests and the demo stay off the network and start no more threads than they say.
+export OMP_NUM_THREADS ?= 1
+export NXF_ANSI_LOG ?= false
+
+.PHONY: help setup demo test quick test-slurm lint docs lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing: locked environment .venv, Nextflow (below this folder)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON) found; install Python 3.11 or 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)." >&2; exit 1; }
+	@$(PYTHON) bin/setup
+
+demo: setup ## run the pipeline on the small samples in assets/demo; says where the report is
+	@echo "demo: the pipeline on assets/demo/samplesheet.csv, a few minutes"
+	@mkdir -p .istseg/demo
+	@cd .istseg/demo && ../../$(NEXTFLOW) -q run ../.. -profile demo --outdir "$(CURDIR)/results/demo" -resume
+	@echo "demo: open results/demo/report.html in a browser"
+
+test: setup ## all tests, with the real Nextflow
+	@$(PYTEST) -n 2 --dist loadgroup -q
+
+quick: setup ## the fast tests
+	@$(PYTEST) -n 2 -q -m "not slow and not pipeline" tests/unit tests/stages
+
+test-slurm: setup ## the demo on a real one-node SLURM (root; Debian packages slurm-wlm and munge)
+	@ISTSEG_TEST_SLURM=1 $(PYTEST) -q tests/pipeline/slurm
+
+lint: setup ## ruff and nextflow lint
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@bin/lint_nextflow
+
+docs: setup ## write the parameter tables of docs/usage.md from nextflow_schema.json
+	@.venv/bin/python bin/docs_params
+
+lock: setup ## resolve pyproject.toml again into requirements.lock
+	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); $$uv pip compile pyproject.toml --group dev --generate-hashes --no-header --python-version 3.11 -q -o requirements.lock
+
+clean: ## remove results and work folders (keeps .venv and Nextflow)
+	@rm -rf results work .nextflow .nextflow.log* .istseg/demo .pytest_cache .ruff_cache
