@@ -1,0 +1,85 @@
+"""`istseg simulate`: a raw folder of simulated tissue, with its truth beside it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from istseg.artifacts.files import whole, write_json
+from istseg.errors import InputError
+
+GENERATIONS = {"merscope": ("parquet", "hdf5"), "cosmx": ("A", "B", "C")}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._|+-]*")
+
+
+def run(
+    *,
+    out: Path,
+    platform: str,
+    width_um: float,
+    height_um: float,
+    planes: int,
+    stains: str,
+    degraded_fraction: float,
+    degraded_contour: float,
+    transcripts_per_um2: float,
+    empty_fraction: float,
+    generation: str,
+    seed: int,
+) -> None:
+    """Write `<out>/raw` (the instrument's folder) and `<out>/truth`.
+
+    Parameters
+    ----------
+    width_um, height_um
+        Size of the imaged area; CosMx rounds it to whole fields of view.
+    stains
+        Membrane and cytoplasm stains, separated by `;`; `none` for none.
+    generation
+        Of the vendor's files; empty: the platform's default.
+
+    Raises
+    ------
+    InputError
+        If parameters do not fit, all at once.
+    """
+    from istseg.simulate.recipe import Recipe
+
+    problems: list[str] = []
+    generation = generation or GENERATIONS[platform][0]
+    if generation not in GENERATIONS[platform]:
+        problems.append(f"--generation {generation}: {platform} has {', '.join(GENERATIONS[platform])}.")
+    names = _stains(stains, problems)
+    if platform == "cosmx" and generation == "A" and len(names) > 2:
+        problems.append(
+            f"--stains {stains}: generation A writes RGB pictures, which hold two stains beside DAPI; give at most two or choose generation B or C."
+        )
+    if max(width_um, height_um) > 100_000:
+        problems.append(f"--width-um {width_um:g}, --height-um {height_um:g}: at most 100000 µm.")
+    if problems:
+        raise InputError(problems)
+    recipe = Recipe(width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed)
+    from istseg.simulate import cosmx, merscope
+
+    writer = {"merscope": merscope.write, "cosmx": cosmx.write}[platform]
+    out.mkdir(parents=True, exist_ok=True)
+    with whole(out / "raw") as raw, whole(out / "truth") as truth:
+        raw.mkdir()
+        truth.mkdir()
+        facts = writer(recipe, raw, truth, generation)
+        write_json(truth / "truth.json", {**facts, "platform": platform, "generation": generation, "parameters": asdict(recipe)})
+
+
+def _stains(text: str, problems: list[str]) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(";") if name.strip()]
+    if [name.lower() for name in names] == ["none"]:
+        return ()
+    if not names:
+        problems.append("--stains: is empty; write `none` for no stain beside DAPI.")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            problems.append(f"--stains: {name!r} cannot be part of a file name; use letters, digits and . _ | + -.")
+    if len({n.lower() for n in names} | {"dapi"}) < len(names) + 1:
+        problems.append(f"--stains {text}: a stain is named twice (DAPI is always there).")
+    return tuple(names)
