@@ -99,6 +99,23 @@ def test_windows_without_tissue_hold_no_cells_in_any_tiling(tmp_path):
     assert not images[0][:, edge:].any()
 
 
+@pytest.mark.slow
+def test_the_tiling_does_not_matter_with_windows_of_full_size(tmp_path):
+    painting = paint(300, 800, seed=9)
+    images = []
+    for per_side in (9, 1):
+        tiles = cut(painting, tmp_path / f"{per_side}", per_side, window=512, overlap=128)
+        images.append(whole_image(run(tiles, tmp_path / f"out{per_side}"), painting.cells.shape))
+    assert len(np.unique(images[0].reshape(-1, 2), axis=0)) > 120
+    assert np.array_equal(*images)
+
+
+def test_a_failure_while_writing_is_not_lost(one, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="out"):
+        run(one[0], tmp_path / "out")
+
+
 def test_same_input_same_bytes_and_the_record_says_how(painting, one, tmp_path):
     tiles, results, out = one
     run(tiles, tmp_path)

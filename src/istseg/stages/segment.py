@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,33 +86,48 @@ def run(
         "device": device,
         "precision": str(predictor.precision).removeprefix("torch."),
     }
-    for tile in track(read, "segment"):
-        segment_tile(tile, predictor, parameters, batch_size, method).write(Path(out) / tile.tile_id)
+    # Outlines and files of a tile are made while the device works on the next one; not further ahead, so that memory holds two tiles at most.
+    with ThreadPoolExecutor(1) as finisher:
+        unfinished: Future | None = None
+        for tile in track(read, "segment"):
+            begin = time.perf_counter()
+            labels, field = predict_tile(tile, predictor, parameters, batch_size)
+            if unfinished:
+                unfinished.result()
+            record = method | {"seconds": round(time.perf_counter() - begin, 3), "windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
+            unfinished = finisher.submit(_finish, tile, labels, field, record, Path(out))
+        if unfinished:
+            unfinished.result()
 
 
-def segment_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int, method: dict[str, Any]) -> TileLabels:
-    """Cells of one tile; one without windows has none."""
-    begin = time.perf_counter()
+def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cells of one tile.
+
+    Returns
+    -------
+    int32 (h, w) labels over the region, and its field (3, h, w), None for a tile without windows, which has no cells.
+    """
+    if not tile.windows:
+        return np.zeros(tile.shape, np.int32), None
+    field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs)
+    labels = labels_from_field(
+        field,
+        logit_threshold=parameters["logit_threshold"],
+        min_flow=parameters["min_flow"],
+        flow_error=parameters["flow_error"],
+        min_area_wpx=parameters["min_cell_area_um2"] / tile.working_um**2,
+        steps=int(parameters["flow_steps"]),
+        device=predictor.device,
+    )
+    return labels, field
+
+
+def _finish(tile: Tile, labels: np.ndarray, field: np.ndarray | None, record: dict[str, Any], out: Path) -> None:
     grid = tile.window_grid
-    labels = np.zeros(tile.shape, np.int32)
-    flow = logit = None
-    if tile.windows:
-        field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs)
-        labels = labels_from_field(
-            field,
-            logit_threshold=parameters["logit_threshold"],
-            min_flow=parameters["min_flow"],
-            flow_error=parameters["flow_error"],
-            min_area_wpx=parameters["min_cell_area_um2"] / tile.working_um**2,
-            steps=int(parameters["flow_steps"]),
-            device=predictor.device,
-        )
-        flow, logit = np.hypot(field[0], field[1]), field[2]
+    flow, logit = (None, None) if field is None else (np.hypot(field[0], field[1]), field[2])
     objects = describe(LAYER, labels, tile.core, tile.region, (grid.height, grid.width), flow, logit)
-    seconds = time.perf_counter() - begin
-    log.info("%s %s: %d cells of %d windows in %.1f s", tile.sample, tile.tile_id, int(objects["owned"].sum()), len(tile.windows), seconds)
-    record = method | {"seconds": round(seconds, 3), "windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
-    return TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, {LAYER: labels}, objects, record)
+    TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, {LAYER: labels}, objects, record).write(out / tile.tile_id)
+    log.info("%s %s: %d cells of %d windows in %.1f s", tile.sample, tile.tile_id, int(objects["owned"].sum()), len(tile.windows), record["seconds"])
 
 
 def _read_all(folders: list[Path], card: weights.ModelCard) -> list[Tile]:
