@@ -27,6 +27,7 @@ def rna_density(counts: np.ndarray, sigma_um: float, working_um: float) -> np.nd
     Returns
     -------
     float32 (y, x), transcripts per µm². A pixel's value depends on its surroundings of `reach_wpx` only, to the last bit.
+
     """
     from scipy.ndimage import gaussian_filter
 

@@ -8,8 +8,9 @@ A cell *contains* a nucleus when at least `contain` (95 %) of the nucleus lies i
 
 of 2 and 3 those are dropped that lie by more than `max_background` (5 %) in background.
 
-The rules work on a sparse table of overlaps, made from label images or from polygons. Cells of one teacher do not overlap each other in a label image. Polygons may: a nucleus inside one
-cell can intersect others. The paper counts all of them in rule 3; the published package leaves out cells that contain the nucleus (`count_containing=False`).
+The rules work on a sparse table of overlaps, made from label images or from polygons. Cells of one teacher do not overlap each other in a label image.
+Polygons may: a nucleus inside one cell can intersect others. The paper counts all of them in rule 3; the published package leaves out cells that contain
+the nucleus (`count_containing=False`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Overlaps:
         float64 (pairs,): area of the intersection.
     nucleus_area, cell_area
         float64 (nuclei,), (cells,), same unit.
+
     """
 
     nucleus: np.ndarray
@@ -56,6 +58,7 @@ def from_label_images(nuclei: np.ndarray, cells: np.ndarray) -> tuple[Overlaps, 
     -------
     overlaps, nucleus_ids, cell_ids
         Positions in the table are positions in the sorted ids.
+
     """
     nucleus_ids, nucleus_area = _ids(nuclei)
     cell_ids, cell_area = _ids(cells)
@@ -90,6 +93,7 @@ class Selection:
         (nuclei,) one of `NUCLEUS_RULES`.
     nucleus_of_cell
         (cells,) position of the only nucleus of cells `kept_one_nucleus`, else −1.
+
     """
 
     cell_rule: np.ndarray
@@ -98,12 +102,12 @@ class Selection:
 
     @property
     def kept_cells(self) -> np.ndarray:
-        """bool (cells,)."""
+        """Bool (cells,)."""
         return np.char.startswith(self.cell_rule, "kept") if len(self.cell_rule) else np.zeros(0, bool)
 
     @property
     def stand_ins(self) -> np.ndarray:
-        """bool (nuclei,)."""
+        """Bool (nuclei,)."""
         return self.nucleus_rule == "kept_stand_in"
 
 
@@ -135,12 +139,15 @@ def drop_background(
 
     Parameters
     ----------
+    selection
+        Of `select`; not changed.
     cell_background, nucleus_background
         (cells,), (nuclei,): share of each object's area that is background.
     max_background
         Largest share [paper: T_bg, 5 %].
     max_background_nuclei
         Another share for nuclei (the published package: 50 %); default: the same.
+
     """
     nuclei_limit = max_background if max_background_nuclei is None else max_background_nuclei
     cell_rule, nucleus_rule = selection.cell_rule.copy(), selection.nucleus_rule.copy()
@@ -169,6 +176,7 @@ def curated_labels(cells: np.ndarray, nuclei: np.ndarray, kept_cells: np.ndarray
     Returns
     -------
     int32 (y, x).
+
     """
     offset = int(cells.max(initial=0))
     result = np.where(np.isin(cells, kept_cells), cells, 0).astype(np.int32)

@@ -1,0 +1,194 @@
+"""Teacher `cellpose`: Cellpose 3 `nuclei` on the nucleus stain, `cyto3` on each membrane stain with the nucleus stain as second channel [paper: Candidate cell segmentation].
+
+The network runs through Cellpose's public interface, window by window on the sample's grid, on stains normalised by the sample's ranges and at a fixed rescaling; flows are blended and turned
+into masks by this package, so labels do not depend on the tiling. Weights are files that are checked; nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from istseg.artifacts.files import sha256
+from istseg.artifacts.tiles import Tile
+from istseg.errors import InputError
+from istseg.grid import Box
+from istseg.network.dynamics import labels_from_field
+from istseg.network.field import blend_windows, stain_window
+from istseg.network.inference import open_device
+from istseg.teachers.base import CELLS, NUCLEI, Teacher
+from istseg.teachers.watershed import EXPANSION_UM, Sizes
+
+NUCLEI_DIAMETER, CYTO_DIAMETER = 17.0, 30.0
+"""Pixels to which the training objects of `nuclei` and `cyto3` were rescaled: the image is rescaled so that its objects have that size."""
+LOGIT_THRESHOLD, FLOW_ERROR = 0.0, 0.4
+"""Cellpose's own defaults."""
+FLOW_SCALE = 5.0
+"""Cellpose's network gives flows times 5."""
+STEPS = 100
+BATCH_WINDOWS = {"cpu": 1, "cuda": 8}
+BATCH_TILES = {"cpu": 8, "cuda": 64}
+"""Pieces of 224 px that the network takes at a time."""
+
+
+class CellposeTeacher(Teacher):
+    """See the module.
+
+    Parameters
+    ----------
+    nuclei_weights, nuclei_sha256, cyto_weights, cyto_sha256
+        Weights files of Cellpose 3 and the digests that they must have (None: any).
+    sizes
+        Diameters and smallest areas.
+    device
+        `cpu` or `cuda`; never anything else than asked for.
+
+    Raises
+    ------
+    InputError
+        If weights are missing, have another digest or are not of a Cellpose 3 network; all problems at once.
+    DeviceError
+        If the device is not there.
+
+    """
+
+    name = "cellpose"
+    needs = ("Cellpose 3 weights `nuclei` (--nuclei-weights)", "Cellpose 3 weights `cyto3` (--cyto-weights)")
+
+    def __init__(self, nuclei_weights: Path | None, nuclei_sha256: str | None, cyto_weights: Path | None, cyto_sha256: str | None, sizes: Sizes, device: str):
+        problems: list[str] = []
+        self.sha256 = {
+            "nuclei": check_weights(nuclei_weights, nuclei_sha256, "nuclei", problems),
+            "cyto": check_weights(cyto_weights, cyto_sha256, "cyto", problems),
+        }
+        if problems:
+            raise InputError(problems)
+        self.sizes = sizes
+        self.device = open_device(device)
+        self._nuclei = load(nuclei_weights, NUCLEI_DIAMETER, self.device)
+        self._cyto = load(cyto_weights, CYTO_DIAMETER, self.device)
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """See `Teacher`."""
+        return {
+            "teacher": self.name,
+            "nuclei_sha256": self.sha256["nuclei"],
+            "cyto_sha256": self.sha256["cyto"],
+            "logit_threshold": LOGIT_THRESHOLD,
+            "flow_error": FLOW_ERROR,
+            "device": self.device.type,
+            **asdict(self.sizes),
+        }
+
+    def label(self, tile: Tile) -> dict[str, np.ndarray]:
+        """Layers `nuclei` and `cells_<stain>` of each membrane stain; `cells_expansion` without any."""
+        sizes, um = self.sizes, tile.working_um
+        nuclei = self._labels(tile, self._nuclei, (0,), NUCLEI_DIAMETER / (sizes.nucleus_diameter_um / um), sizes.min_nucleus_area_um2)
+        layers = {NUCLEI: nuclei}
+        for channel, stain in enumerate(tile.stains[1:], 1):
+            layers[CELLS + stain] = self._labels(tile, self._cyto, (channel, 0), CYTO_DIAMETER / (sizes.cell_diameter_um / um), sizes.min_cell_area_um2)
+        if len(tile.stains) == 1:
+            from skimage.segmentation import expand_labels
+
+            layers[f"{CELLS}expansion"] = expand_labels(nuclei, EXPANSION_UM / um).astype(np.int32)
+        return layers
+
+    def _labels(self, tile: Tile, model: Any, channels: tuple[int, ...], rescale: float, min_area_um2: float) -> np.ndarray:
+        def inputs(tile: Tile, box: Box) -> np.ndarray:
+            chosen = stain_window(tile, box)[list(channels)]
+            # Cellpose's networks have two channels; a missing second one is zero.
+            return np.concatenate([chosen, np.zeros((2 - len(chosen), *chosen.shape[1:]), np.float32)])
+
+        def predict(windows: Tensor) -> Tensor:
+            return run_windows(model, windows, rescale, BATCH_TILES[self.device.type])
+
+        field = blend_windows(tile, predict, batch_size=BATCH_WINDOWS[self.device.type], inputs=inputs)
+        return labels_from_field(field, LOGIT_THRESHOLD, flow_error=FLOW_ERROR, min_area_wpx=min_area_um2 / tile.working_um**2, steps=STEPS, device=self.device)
+
+
+def run_windows(model: Any, windows: Tensor, rescale: float, batch_size: int) -> Tensor:
+    """Fields of windows.
+
+    Parameters
+    ----------
+    model
+        `cellpose.models.CellposeModel`.
+    windows
+        (n, 2, y, x) float32, normalised.
+    rescale
+        Size of the image for the network, times the working size.
+    batch_size
+        Pieces of 224 px at a time.
+
+    Returns
+    -------
+    (n, 3, y, x) float32: flow y, flow x in unit scale, logit.
+
+    """
+    stack = windows.permute(0, 2, 3, 1).numpy()
+    if len(stack) == 1:
+        places: dict[str, Any] = {"channel_axis": -1}
+        stack = stack[0]
+    else:
+        places = {"channel_axis": 3, "z_axis": 0}
+    # resample gives the flows at the size of the window; normalize=False keeps the sample's normalisation.
+    _, (_, flow, logit), _ = model.eval(stack, **places, batch_size=batch_size, normalize=False, rescale=rescale, resample=True, compute_masks=False)
+    size = windows.shape[-2:]
+    flow, logit = np.reshape(flow, (2, -1, *size)) / np.float32(FLOW_SCALE), np.reshape(logit, (-1, *size))
+    return torch.from_numpy(np.concatenate([flow.swapaxes(0, 1), logit[:, None]], axis=1).astype(np.float32, copy=False))
+
+
+def check_weights(path: Path | None, digest: str | None, role: str, problems: list[str]) -> str:
+    """Digest of a weights file; problems are appended."""
+    option = f"--{role}-weights"
+    if path is None:
+        problems.append(
+            f"the teacher `cellpose` needs {option}: the path of Cellpose 3 weights. Nothing is downloaded in a task; or choose the teacher watershed."
+        )
+        return ""
+    if not Path(path).is_file():
+        problems.append(f"{option} {path}: no such file. Give the path of Cellpose 3 weights; nothing is downloaded in a task.")
+        return ""
+    found = sha256(path)
+    if digest and found != digest.lower():
+        problems.append(f"{option} {path}: has the sha256 {found}, not {digest} as asked for. The file is another one or was damaged; fetch it again.")
+    return found
+
+
+def load(path: Path, diameter: float, device: torch.device) -> Any:
+    """`CellposeModel` with the weights of a file.
+
+    Cellpose itself ignores tensors that are missing or have other names, and would then run with random ones: names and shapes are compared first.
+
+    Raises
+    ------
+    InputError
+        If the file does not hold the weights of a Cellpose 3 network.
+
+    """
+    # Imported here: cellpose takes seconds to load, and its start is checked with the device.
+    from cellpose.models import CellposeModel
+
+    logging.getLogger("cellpose").setLevel(logging.WARNING)
+    advice = "Give weights of Cellpose 3 (`nuclei`, `cyto3`, or fine-tuned from them); those of Cellpose 4 are of another network."
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored_shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise InputError(
+            f"{path}: cannot be read as Cellpose weights ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). {advice}"
+        ) from None
+    expected = CellposeModel(pretrained_model=False, model_type=None, device=torch.device("cpu"), diam_mean=diameter).net.state_dict()
+    wrong = [n for n, tensor in expected.items() if not n.startswith("diam_") and stored_shapes.get(n) != tuple(tensor.shape)]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of {len(expected)} tensors of a Cellpose 3 network are missing or have another shape, e.g. {wrong[0]}. {advice}"
+        )
+    return CellposeModel(pretrained_model=str(path), device=device, diam_mean=diameter)

@@ -1,0 +1,187 @@
+"""Teacher `watershed`: nuclei and cells by local thresholds and seeded watersheds (scikit-image). Needs no weights.
+
+What it is: a classical method with a handful of sizes in µm. It finds most nuclei of well-stained tissue, cuts or joins some in dense tissue, and draws cells around nuclei only: a
+cell without nucleus is never found, and as every cell grows from one nucleus, the nucleus–cell consistency that curation checks is mostly given. It gives a
+cell only where the membrane stain shows one. Cellpose is the better teacher where its weights are at hand.
+
+Every decision is local: thresholds come from the sample's ranges and from neighbourhoods of a few cell diameters, so labels do not depend on the tiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy import ndimage as ndi
+from skimage.morphology import remove_small_holes
+from skimage.segmentation import expand_labels, watershed
+
+from istseg.artifacts.tiles import Tile
+from istseg.teachers.base import CELLS, NUCLEI, Teacher
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the objects to find, µm and µm²."""
+
+    nucleus_diameter_um: float = 6.5
+    cell_diameter_um: float = 6.5
+    min_nucleus_area_um2: float = 8.0
+    min_cell_area_um2: float = 12.8
+
+
+FLOOR = 0.12
+"""Smoothed nucleus stain below this share of the sample's range is no nucleus."""
+RISE = 0.04
+"""How far the smoothed nucleus stain must rise above its surroundings, share of the sample's range."""
+REACH = 0.75
+"""How far cells reach from their nucleus, cell diameters."""
+EDGE_UM = 0.5
+"""Width of the edges that are looked for in membrane stains."""
+MIN_STAIN = 0.05
+"""Mean of a membrane stain in a cell, share of the sample's range, below which the stain does not show the cell."""
+MIN_EDGE = 0.04
+"""Mean edge strength along a cell's outline, likewise."""
+EXPANSION_UM = 3.0
+"""How far cells reach from their nucleus where no membrane stain says it."""
+_SHELL_WPX = 3
+"""Thickness of the shell around all reaches that stands for what is no cell."""
+
+
+class WatershedTeacher(Teacher):
+    """See the module."""
+
+    name = "watershed"
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+
+    @property
+    def method(self) -> dict[str, Any]:
+        return {"teacher": self.name, **asdict(self.sizes)}
+
+    def label(self, tile: Tile) -> dict[str, np.ndarray]:
+        stains = tile.normalised()
+        um = tile.working_um
+        nuclei = label_nuclei(stains[0], um, self.sizes.nucleus_diameter_um, self.sizes.min_nucleus_area_um2)
+        layers = {NUCLEI: nuclei}
+        for name, stain in zip(tile.stains[1:], stains[1:], strict=True):
+            layers[CELLS + name] = label_cells(stain, nuclei, um, self.sizes.cell_diameter_um, self.sizes.min_cell_area_um2)
+        if len(tile.stains) == 1:
+            layers[f"{CELLS}expansion"] = expand_labels(nuclei, EXPANSION_UM / um).astype(np.int32)
+        return layers
+
+
+def label_nuclei(stain: np.ndarray, um: float, diameter_um: float, min_area_um2: float) -> np.ndarray:
+    """Nuclei: brighter than their surroundings, cut at necks by a watershed on distance and brightness.
+
+    Parameters
+    ----------
+    stain
+        float32 (y, x), sample-normalised nucleus stain.
+    um
+        Size of a pixel, µm.
+    diameter_um
+        Typical diameter of a nucleus.
+    min_area_um2
+        Smaller ones are dropped.
+
+    Returns
+    -------
+    int32 (y, x).
+
+    """
+    diameter = diameter_um / um
+    # Single bright spots (chromocentres, debris) must not outweigh whole nuclei.
+    clipped = np.clip(stain, 0.0, 1.5)
+    smooth = ndi.gaussian_filter(clipped, 0.08 * diameter)
+    around = ndi.gaussian_filter(clipped, 0.6 * diameter)
+    mask = (smooth > FLOOR) & (smooth - around > RISE)
+    mask = remove_small_holes(mask, max_size=int(0.2 * diameter**2))
+    mask = ndi.binary_opening(mask, _disk(0.1 * diameter))
+    depth = ndi.gaussian_filter(ndi.distance_transform_edt(mask).astype(np.float32) / (diameter / 2), 0.08 * diameter)
+    landscape = depth + 0.5 * ndi.gaussian_filter(clipped, 0.15 * diameter)
+    return _keep_large(watershed(-landscape, _peaks(landscape, mask, 0.35 * diameter), mask=mask), min_area_um2 / um**2)
+
+
+def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: float, min_area_um2: float) -> np.ndarray:
+    """Cells around nuclei, out to the edges of one membrane or cytoplasm stain.
+
+    Nuclei, and everything farther than `REACH` cell diameters from one, flood the edge strength of the stain: its gradient plus its bright ridges. One formula serves both kinds of stain:
+    a cell ends where a cytoplasm stain falls off most steeply, or on the ridge of a membrane stain. A cell is given only when the stain shows it: its outline must lie on edges and it must be
+    stained.
+
+    Parameters
+    ----------
+    stain
+        float32 (y, x), sample-normalised.
+    nuclei
+        int32 (y, x); cells get the numbers of their nuclei.
+    um
+        Size of a pixel, µm.
+    diameter_um
+        Typical diameter of a cell.
+    min_area_um2
+        Smaller ones are dropped.
+
+    Returns
+    -------
+    int32 (y, x).
+
+    """
+    reach = max(REACH * diameter_um, 1.0) / um
+    distance = ndi.distance_transform_edt(nuclei == 0).astype(np.float32) if nuclei.any() else np.full(nuclei.shape, np.inf, np.float32)
+    outside = max(int(nuclei.max()), 0) + 1
+    markers = np.where((distance > reach) & (distance <= reach + _SHELL_WPX), outside, nuclei)
+    clipped = np.clip(stain, 0.0, 1.5)
+    edges = edge_strength(clipped, EDGE_UM / um)
+    landscape = edges + 0.02 * np.minimum(distance / reach, 2)
+    flooded = watershed(landscape, markers, mask=distance <= reach + _SHELL_WPX)
+    cells = np.where(flooded == outside, 0, flooded).astype(np.int32)
+    return _keep_large(_shown(cells, edges, clipped), min_area_um2 / um**2)
+
+
+def edge_strength(stain: np.ndarray, sigma: float) -> np.ndarray:
+    """float32 (y, x) ≥ 0: change of the stain over one sigma, as an edge (gradient) or as a bright ridge (largest negative curvature)."""
+    order = {name: ndi.gaussian_filter(stain, sigma, order=o) for name, o in (("y", (1, 0)), ("x", (0, 1)), ("yy", (2, 0)), ("xx", (0, 2)), ("xy", (1, 1)))}
+    gradient = np.hypot(order["y"], order["x"]) * sigma
+    half_trace = (order["yy"] + order["xx"]) / 2
+    lowest = half_trace - np.hypot((order["yy"] - order["xx"]) / 2, order["xy"])
+    return gradient + np.maximum(-lowest, 0) * sigma**2
+
+
+def _shown(cells: np.ndarray, edges: np.ndarray, stain: np.ndarray) -> np.ndarray:
+    """The cells whose outline lies on edges of the stain and which are stained."""
+    rim = np.zeros(cells.shape, bool)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = cells[a] != cells[b]
+        rim[a] |= differs
+        rim[b] |= differs
+    n = int(cells.max()) + 1
+    area = np.maximum(np.bincount(cells.ravel(), minlength=n), 1)
+    stained = np.bincount(cells.ravel(), weights=stain.ravel(), minlength=n) / area
+    on_rim = cells[rim]
+    strength = np.bincount(on_rim, weights=edges[rim], minlength=n) / np.maximum(np.bincount(on_rim, minlength=n), 1)
+    good = (stained >= MIN_STAIN) & (strength >= MIN_EDGE)
+    good[0] = False
+    return np.where(good[cells], cells, 0)
+
+
+def _peaks(landscape: np.ndarray, mask: np.ndarray, radius: float) -> np.ndarray:
+    """int32 (y, x): numbered pixels of the mask that are the highest within a radius."""
+    highest = mask & (landscape == cv2.dilate(landscape, _disk(radius).astype(np.uint8)))
+    return ndi.label(highest, np.ones((3, 3), bool))[0].astype(np.int32)
+
+
+def _disk(radius: float) -> np.ndarray:
+    reach = np.arange(-int(radius), int(radius) + 1)
+    return np.hypot(reach[:, None], reach) <= max(radius, 1)
+
+
+def _keep_large(labels: np.ndarray, min_area: float) -> np.ndarray:
+    area = np.bincount(labels.ravel())
+    small = area < min_area
+    small[0] = True
+    return np.where(small[labels], 0, labels).astype(np.int32)
