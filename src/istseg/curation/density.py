@@ -87,4 +87,5 @@ def count_percentile(counts: dict[int, int], percent: float) -> float:
     above = np.cumsum([counts[v] for v in values.tolist()])
     at = percent / 100 * (above[-1] - 1)
     lower, upper = (values[np.searchsorted(above, k, side="right")] for k in (np.floor(at), np.ceil(at)))
-    return float(lower + (upper - lower) * (at - np.floor(at)))
+    # Rounded: a whole number of transcripts stays one.
+    return round(float(lower + (upper - lower) * (at - np.floor(at))), 9)

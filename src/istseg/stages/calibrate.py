@@ -119,7 +119,7 @@ def _warnings(n_nuclei: int, background: float, percent: float) -> list[str]:
         )
     if n_nuclei and background == 0:
         found.append(
-            f"At least {percent:g} % of the pixels inside nuclei are far from any transcript, so the background density is 0 and no pixel counts as background. "
+            f"At least {percent:g} % of the pixels inside nuclei are far from any transcript, so the background density is 0 and no pixel is background. "
             "The panel is sparse for the kernel (density_sigma_um), or transcripts and nuclei do not lie on each other."
         )
     return found

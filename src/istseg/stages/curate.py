@@ -137,7 +137,8 @@ def curate_tile(tile: Tile, taught: TileLabels, limits: Limits) -> CuratedTile:
 def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: int) -> int:
     """Write a patch for each of the core's windows in which a layer has enough kept objects; gives their number.
 
-    Outside the mosaic stains and transcripts are reflected, as at inference; labels are not, and nothing teaches there: a cell cut by the mosaic's edge has its centre inside.
+    Outside the mosaic stains and transcripts are reflected, as at inference; labels are not, and nothing teaches there: a cell cut by the mosaic's edge has
+    its centre inside.
     """
     grid = tile.window_grid
     counts = tile.transcript_counts()

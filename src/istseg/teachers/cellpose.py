@@ -1,7 +1,8 @@
-"""Teacher `cellpose`: Cellpose 3 `nuclei` on the nucleus stain, `cyto3` on each membrane stain with the nucleus stain as second channel [paper: Candidate cell segmentation].
+"""Teacher `cellpose`: Cellpose 3 `nuclei` on the nucleus stain, `cyto3` on each membrane stain with the nucleus stain as second channel.
 
-The network runs through Cellpose's public interface, window by window on the sample's grid, on stains normalised by the sample's ranges and at a fixed rescaling; flows are blended and turned
-into masks by this package, so labels do not depend on the tiling. Weights are files that are checked; nothing is ever downloaded.
+Source: the paper, Candidate cell segmentation; Stringer and Pachitariu 2025 (Cellpose 3). The network runs through Cellpose's public interface, window by window
+on the sample's grid, on stains normalised by the sample's ranges and at a fixed rescaling; flows are blended and turned into masks by this package, so labels
+do not depend on the tiling. Weights are files that are checked; nothing is ever downloaded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Teacher `vendor`: the instrument's own cells, rasterised; nuclei by the watershed teacher.
 
-The vendor's cells are an automatic segmentation too. Rasterised cells do not overlap: where polygons do, the cell that comes first in the file keeps the pixels.
+The vendor's cells are an automatic segmentation too. Rasterised cells do not overlap: where polygons do, the first cell of the file keeps the pixels.
 """
 
 from __future__ import annotations

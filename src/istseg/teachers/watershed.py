@@ -1,8 +1,8 @@
 """Teacher `watershed`: nuclei and cells by local thresholds and seeded watersheds (scikit-image). Needs no weights.
 
-What it is: a classical method with a handful of sizes in µm. It finds most nuclei of well-stained tissue, cuts or joins some in dense tissue, and draws cells around nuclei only: a
-cell without nucleus is never found, and as every cell grows from one nucleus, the nucleus–cell consistency that curation checks is mostly given. It gives a
-cell only where the membrane stain shows one. Cellpose is the better teacher where its weights are at hand.
+What it is: a classical method with a handful of sizes in µm. It finds most nuclei of well-stained tissue, cuts or joins some in dense tissue, and draws cells
+around nuclei only: a cell without nucleus is never found, and as every cell grows from one nucleus, the nucleus–cell consistency that curation checks is
+given. What remains as a check is that it gives a cell only where the stain shows one. Cellpose is the better teacher where its weights are at hand.
 
 Every decision is local: thresholds come from the sample's ranges and from neighbourhoods of a few cell diameters, so labels do not depend on the tiling.
 """
@@ -60,9 +60,11 @@ class WatershedTeacher(Teacher):
 
     @property
     def method(self) -> dict[str, Any]:
+        """See `Teacher`."""
         return {"teacher": self.name, **asdict(self.sizes)}
 
     def label(self, tile: Tile) -> dict[str, np.ndarray]:
+        """Layers `nuclei` and `cells_<stain>` of each membrane stain; `cells_expansion` without any."""
         stains = tile.normalised()
         um = tile.working_um
         nuclei = label_nuclei(stains[0], um, self.sizes.nucleus_diameter_um, self.sizes.min_nucleus_area_um2)
@@ -109,9 +111,9 @@ def label_nuclei(stain: np.ndarray, um: float, diameter_um: float, min_area_um2:
 def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: float, min_area_um2: float) -> np.ndarray:
     """Cells around nuclei, out to the edges of one membrane or cytoplasm stain.
 
-    Nuclei, and everything farther than `REACH` cell diameters from one, flood the edge strength of the stain: its gradient plus its bright ridges. One formula serves both kinds of stain:
-    a cell ends where a cytoplasm stain falls off most steeply, or on the ridge of a membrane stain. A cell is given only when the stain shows it: its outline must lie on edges and it must be
-    stained.
+    Nuclei, and everything farther than `REACH` cell diameters from one, flood the edge strength of the stain: its gradient plus its bright ridges. One formula
+    serves both kinds of stain: a cell ends where a cytoplasm stain falls off most steeply, or on the ridge of a membrane stain. A cell is given only when the
+    stain shows it: its outline must lie on edges and it must be stained.
 
     Parameters
     ----------
