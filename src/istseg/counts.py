@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,19 @@ from istseg.artifacts.files import whole
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_PENDING = 4_000_000
-"""Molecules that may wait before they are summed: bounds the memory by this and by the counts themselves."""
+_PENDING = 1_000_000
+"""Molecules that wait in memory before they are summed and put on disk."""
+_CELLS_AT_ONCE = 2_000
+_ENTRY = np.dtype([("key", np.int64), ("count", np.int32)])
 
 OBS_COLUMNS = ["cell_id", "sample", "area_um2", "centroid_x_um", "centroid_y_um", "n_transcripts", "n_genes", "n_control"]
 
 
 class CountMatrix:
     """Cell × target counts that grow by additions.
+
+    Sums of a part of the molecules wait in a temporary file until `csr` merges them, so that memory holds the final matrix once and nothing
+    else that grows with the slide.
 
     Parameters
     ----------
@@ -32,29 +38,28 @@ class CountMatrix:
 
     def __init__(self, n_cells: int, n_targets: int):
         self.shape = n_cells, n_targets
-        self._keys = np.empty(0, np.int64)
-        self._values = np.empty(0, np.int64)
         self._pending: list[np.ndarray] = []
         self._n_pending = 0
+        self._sums: list[int] = []
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the matrix
 
     def add(self, cell: np.ndarray, target: np.ndarray) -> None:
         """Count one molecule per entry; `cell` and `target` are (n,) indices."""
         self._pending.append(cell.astype(np.int64) * self.shape[1] + target)
         self._n_pending += len(cell)
-        if self._n_pending > _PENDING:
+        if self._n_pending >= _PENDING:
             self._sum()
 
     def _sum(self) -> None:
         if not self._n_pending:
             return
-        keys, values = np.unique(np.concatenate(self._pending), return_counts=True)
+        keys, counts = np.unique(np.concatenate(self._pending), return_counts=True)
         self._pending, self._n_pending = [], 0
-        if not len(self._keys):
-            self._keys, self._values = keys, values
-            return
-        both = np.concatenate([self._keys, keys])
-        self._keys, inverse = np.unique(both, return_inverse=True)
-        self._values = np.bincount(inverse, weights=np.concatenate([self._values, values])).astype(np.int64)
+        entries = np.empty(len(keys), _ENTRY)
+        entries["key"], entries["count"] = keys, counts
+        self._spool.seek(0, 2)
+        self._spool.write(entries.tobytes())
+        self._sums.append(len(entries))
 
     def csr(self) -> sparse.csr_matrix:
         """(cells, targets) CSR float32 with sorted indices, without stored zeros.
@@ -63,16 +68,60 @@ class CountMatrix:
         it holds every count up to 16.7 million exactly.
         """
         self._sum()
-        rows, columns = np.divmod(self._keys, max(self.shape[1], 1))
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=self.shape[0]))])
-        index_type = np.int32 if max(len(self._keys), *self.shape) < 2**31 else np.int64
-        matrix = sparse.csr_matrix((self._values.astype(np.float32), columns.astype(index_type), indptr.astype(index_type)), shape=self.shape)
+        n_cells, n_targets = self.shape
+        most = sum(self._sums)
+        index_type = np.int32 if max(most, *self.shape) < 2**31 else np.int64
+        # Untouched pages of a too large array cost nothing.
+        data, indices, indptr = np.empty(most, np.float32), np.empty(most, index_type), np.zeros(n_cells + 1, index_type)
+        done = 0
+        starts = np.cumsum([0, *self._sums])
+        readers = [_SumReader(self._spool, int(start), n) for start, n in zip(starts, self._sums, strict=False)]
+        for first in range(0, n_cells, _CELLS_AT_ONCE):
+            last = min(first + _CELLS_AT_ONCE, n_cells)
+            taken = [reader.until(last * n_targets) for reader in readers]
+            entries = np.concatenate(taken) if taken else np.empty(0, _ENTRY)
+            keys, inverse = np.unique(entries["key"], return_inverse=True)
+            rows, columns = np.divmod(keys, max(n_targets, 1))
+            data[done : done + len(keys)] = np.bincount(inverse, weights=entries["count"], minlength=len(keys))
+            indices[done : done + len(keys)] = columns
+            indptr[first + 1 : last + 1] = done + np.cumsum(np.bincount(rows - first, minlength=last - first))
+            done += len(keys)
+        matrix = sparse.csr_matrix((data[:done], indices[:done], indptr), shape=self.shape)
         matrix.has_sorted_indices = True
         return matrix
 
 
+class _SumReader:
+    """Reads one sorted run of entries from the spool, forward."""
+
+    _BLOCK = 1 << 13
+
+    def __init__(self, spool: IO[bytes], start: int, n: int):
+        self._spool, self._at, self._end = spool, start, start + n
+        self._held = np.empty(0, _ENTRY)
+
+    def until(self, key: int) -> np.ndarray:
+        """Entries below a key that were not given yet."""
+        taken = []
+        while True:
+            split = int(np.searchsorted(self._held["key"], key))
+            taken.append(self._held[:split])
+            self._held = self._held[split:]
+            if len(self._held) or self._at == self._end:
+                return np.concatenate(taken)
+            n = min(self._BLOCK, self._end - self._at)
+            self._spool.seek(self._at * _ENTRY.itemsize)
+            self._held = np.frombuffer(self._spool.read(n * _ENTRY.itemsize), _ENTRY)
+            self._at += n
+
+
 def build(
-    sample: str, segmentation: str, cells: pd.DataFrame, targets: tuple[list[str], list[str]], counts: sparse.csr_matrix, facts: dict[str, Any]
+    sample: str,
+    segmentation: str,
+    cells: pd.DataFrame,
+    targets: tuple[list[str], list[str]],
+    counts: tuple[sparse.csr_matrix, sparse.csr_matrix],
+    facts: dict[str, Any],
 ) -> AnnData:
     """AnnData of one segmentation, one row per cell of `cells` (cells without transcripts too).
 
@@ -83,7 +132,7 @@ def build(
     targets
         Names of the genes and of the control probes.
     counts
-        (cells, genes + controls) in that order.
+        (cells, genes) and (cells, controls).
     facts
         Goes into `uns["istseg"]`, see `h5ad_safe`.
 
@@ -95,7 +144,7 @@ def build(
     from anndata import AnnData
 
     genes, controls = targets
-    x, control = counts[:, : len(genes)], counts[:, len(genes) :]
+    x, control = counts
     ids = cells["cell_id"].to_numpy(dtype=object)
     obs = pd.DataFrame(
         {

@@ -13,9 +13,11 @@ from scipy import sparse
 from istseg import counts
 
 
-@pytest.mark.parametrize("pending", [10, 4_000_000])
-def test_counts_are_a_histogram(monkeypatch, pending):
+@pytest.mark.parametrize(("pending", "cells", "block"), [(10, 2, 3), (10, 7, 1), (1_000_000, 2_000, 8_192), (30, 100, 4)])
+def test_counts_are_a_histogram(monkeypatch, pending, cells, block):
     monkeypatch.setattr(counts, "_PENDING", pending)
+    monkeypatch.setattr(counts, "_CELLS_AT_ONCE", cells)
+    monkeypatch.setattr(counts._SumReader, "_BLOCK", block)
     rng = np.random.default_rng(0)
     matrix, expected = counts.CountMatrix(7, 5), np.zeros((7, 5))
     for _ in range(20):
@@ -34,7 +36,7 @@ def test_nothing_counted(shape):
 
 def adata(n=3, controls=("Blank-1",)):
     cells = pd.DataFrame({"cell_id": [f"c/{i}é" for i in range(n)], "area_um2": 1.5, "centroid_x_um": 1.0, "centroid_y_um": 2.0})
-    matrix = sparse.csr_matrix(np.arange(n * (2 + len(controls))).reshape(n, 2 + len(controls)).astype(np.float32))
+    matrix = [sparse.csr_matrix(np.arange(n * k).reshape(n, k).astype(np.float32)) for k in (2, len(controls))]
     facts = {"none": None, "mixed": [1, "a"], "nested": {"a/b": (1, 2)}}
     return counts.build("s", "istseg", cells, (["HLA-A/B", "β"], list(controls)), matrix, facts)
 

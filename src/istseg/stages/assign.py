@@ -27,7 +27,7 @@ from istseg.progress import track
 
 log = logging.getLogger(__name__)
 
-BATCH = 1_000_000
+BATCH = 1 << 18
 """Transcripts held at a time."""
 
 POINT_COLUMNS = ["x", "y", "gene", "is_control", "transcript_id"]
@@ -87,7 +87,7 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     locator: Locator = PolygonLocator(table.geometry.to_numpy()) if labels is None else LabelLocator(labels, segmentation, table["label"].to_numpy())
     ids = table["cell_id"].to_numpy(dtype=object)
     targets = _targets(sample)
-    matrix = counts.CountMatrix(len(ids), len(targets))
+    gene_counts, control_counts = counts.CountMatrix(len(ids), len(sample.genes)), counts.CountMatrix(len(ids), len(sample.controls))
     totals = Totals()
     out = Path(out)
     with whole(out / "transcripts.parquet") as part, pq.ParquetWriter(part, OUT_SCHEMA, compression="zstd") as writer:
@@ -98,11 +98,12 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
             control = batch["is_control"].to_numpy(zero_copy_only=False)
             _check_controls(code, control, len(sample.genes), targets, transcripts)
             inside = cell >= 0
-            matrix.add(cell[inside], code[inside])
+            for matrix, kind, first in ((gene_counts, inside & ~control, 0), (control_counts, inside & control, len(sample.genes))):
+                matrix.add(cell[kind], code[kind] - first)
             _tally(totals, inside, control, _in_image(sample, xy))
             writer.write_batch(_out_batch(batch, xy, cell, ids), row_group_size=BATCH)
     facts = {"version": __version__, "platform": sample.platform, "assignment": locator.name}
-    adata = counts.build(sample.sample, segmentation, table, (sample.genes, sample.controls), matrix.csr(), facts)
+    adata = counts.build(sample.sample, segmentation, table, (sample.genes, sample.controls), (gene_counts.csr(), control_counts.csr()), facts)
     _check_totals(totals, sample, adata, transcripts)
     counts.write(out / "counts.h5ad", adata)
     record = {"sample": sample.sample, "segmentation": segmentation, "assignment": locator.name, "n_cells": len(ids)}
