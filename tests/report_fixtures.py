@@ -21,17 +21,30 @@ SHARES = {"istseg": (0.74, 0.16, 0.07, 0.03), "teacher": (0.55, 0.2, 0.15, 0.1),
 
 def write_run(folder: Path, names: list[str], platforms: tuple[str, ...] = ("merscope", "cosmx"), **more) -> Path:
     run = Run(
-        name="mouse_brain_cohort", command="nextflow run . -profile slurm --input samplesheet.csv --outdir results -params-file params.yaml", started="2026-03-02 09:14",
-        nextflow="25.04.6", profile="slurm", pipeline_version="0.1.0",
+        name="mouse_brain_cohort",
+        command="nextflow run . -profile slurm --input samplesheet.csv --outdir results -params-file params.yaml",
+        started="2026-03-02 09:14",
+        nextflow="25.04.6",
+        profile="slurm",
+        pipeline_version="0.1.0",
         samples=[{"sample": n, "platform": platforms[i % len(platforms)], "path": f"/data/raw/{i:03d}/region_0"} for i, n in enumerate(names)],
         **{
-            "params": {"input": "samplesheet.csv", "outdir": "results", "teacher": "cellpose", "finetune": "sample", "cell_diameter_um": 8.0, "working_um": 0.253, "z_planes": "focus", "umap_cells": 20000},
+            "params": {
+                "input": "samplesheet.csv",
+                "outdir": "results",
+                "teacher": "cellpose",
+                "finetune": "sample",
+                "cell_diameter_um": 8.0,
+                "working_um": 0.253,
+                "z_planes": "focus",
+                "umap_cells": 20000,
+            },
             "changed": ["teacher", "finetune", "cell_diameter_um"],
             "defaults": {"teacher": "watershed", "finetune": "none", "cell_diameter_um": 6.5},
             "versions": {"python": "3.11.2", "torch": "2.15.0", "cellpose": "3.1.1.3", "spatialdata": "0.7.3"},
             **more,
         },
-    )  # fmt: skip
+    )
     path = folder / "run.json"
     run.write(path)
     return path
@@ -47,16 +60,27 @@ def write_sample(
     roles = ["nucleus", "membrane", "other"]
     sample = Sample(
         **{
-            "sample": name, "platform": platform, "micron_to_pixel": [[9.26, 0, 100], [0, 9.26, 100], [0, 0, 1]], "pixel_size_um": 0.108,
-            "height_px": 42_000, "width_px": 51_000,
+            "sample": name,
+            "platform": platform,
+            "micron_to_pixel": [[9.26, 0, 100], [0, 9.26, 100], [0, 0, 1]],
+            "pixel_size_um": 0.108,
+            "height_px": 42_000,
+            "width_px": 51_000,
             "stains": [Stain(s, roles[min(i, 2)], 120 + 30 * i, 4200 - 700 * i, 90, 65535 - 9000 * i, 800, 0.0004 * (i + 1)) for i, s in enumerate(stains)],
-            "genes": [f"Gene{i}" for i in range(483)], "controls": [f"Blank-{i}" for i in range(50)],
+            "genes": [f"Gene{i}" for i in range(483)],
+            "controls": [f"Blank-{i}" for i in range(50)],
             "transcripts": {"total": total, "genes": total - controls, "controls": controls, "outside_image": total // 900, "by_plane": by_plane},
-            "transcript_bands_um": [1000.0, 2000.0], "n_vendor_cells": 51_233,
-            "details": {"generation": "parquet", "plane_choice": "focus: plane 3", "planes": [0, 1, 2, 3], "warnings": ["The stain PolyT exists on planes 0 to 5 only."] if seed % 2 else []},
+            "transcript_bands_um": [1000.0, 2000.0],
+            "n_vendor_cells": 51_233,
+            "details": {
+                "generation": "parquet",
+                "plane_choice": "focus: plane 3",
+                "planes": [0, 1, 2, 3],
+                "warnings": ["The stain PolyT exists on planes 0 to 5 only."] if seed % 2 else [],
+            },
             **more,
         }
-    )  # fmt: skip
+    )
     sample.write(folder / name / "convert" / "sample.json")
     return sample
 
@@ -65,11 +89,15 @@ def write_tiles(folder: Path, sample: Sample, n: int = 40, skipped: int = 9) -> 
     height, width = int(sample.height_px * 0.427), int(sample.width_px * 0.427)
     grid = WindowGrid(height, width)
     TileIndex(
-        sample=sample.sample, grid={k: getattr(grid, k) for k in grid.__dataclass_fields__}, windows_per_side=8, working_um=0.253,
+        sample=sample.sample,
+        grid={k: getattr(grid, k) for k in grid.__dataclass_fields__},
+        windows_per_side=8,
+        working_um=0.253,
         micron_to_working=[[3.95, 0, 40], [0, 3.95, 40], [0, 0, 1]],
         tiles=[{"tile_id": f"t{i}", "core": [0, 0, 9, 9], "region": [0, 0, 9, 9], "n_windows": 60, "n_transcripts": 5000} for i in range(n)],
-        skipped=[{"tile_id": f"e{i}", "core": [0, 0, 9, 9], "reason": "no tissue"} for i in range(skipped)], tissue_fraction=0.63,
-    ).write(folder / sample.sample / "tile" / "tiles" / "tiles.json")  # fmt: skip
+        skipped=[{"tile_id": f"e{i}", "core": [0, 0, 9, 9], "reason": "no tissue"} for i in range(skipped)],
+        tissue_fraction=0.63,
+    ).write(folder / sample.sample / "tile" / "tiles" / "tiles.json")
 
 
 def write_thresholds(folder: Path, name: str, seed: int = 0) -> Thresholds:
@@ -78,11 +106,17 @@ def write_thresholds(folder: Path, name: str, seed: int = 0) -> Thresholds:
     counts, edges = np.histogram(density, bins=80, range=(0, 6))
     per_nucleus = np.bincount(rng.negative_binomial(4, 0.1, 20_000))
     thresholds = Thresholds(
-        sample=name, background_density=float(np.percentile(density, 5)), spurious_count=9.0, n_nuclei=48_812, n_nucleus_pixels=9_800_321, best_stain="Cellbound1",
-        teacher_cells={"cells_Cellbound1": {"n": 50_123, "one_nucleus": 31_200}}, percentiles={"background": 5.0, "spurious": 5.0},
+        sample=name,
+        background_density=float(np.percentile(density, 5)),
+        spurious_count=9.0,
+        n_nuclei=48_812,
+        n_nucleus_pixels=9_800_321,
+        best_stain="Cellbound1",
+        teacher_cells={"cells_Cellbound1": {"n": 50_123, "one_nucleus": 31_200}},
+        percentiles={"background": 5.0, "spurious": 5.0},
         density_histogram={"edges": edges.tolist(), "counts": counts.tolist()},
         count_histogram={"values": list(range(len(per_nucleus))), "counts": per_nucleus.tolist()},
-    )  # fmt: skip
+    )
     thresholds.write(folder / name / "calibrate" / "thresholds.json")
     return thresholds
 
@@ -110,7 +144,7 @@ def write_merge(folder: Path, name: str, **more) -> None:
 
 
 def write_metrics(
-    folder: Path, name: str, segmentation: str, seed: int = 0, n_cells: int = 51_000, n_umap: int = 20_000, pictures: bool = True, **more
+    folder: Path, name: str, segmentation: str, seed: int = 0, n_cells: int = 51_000, n_umap: int = 20_000, pictures: bool = True, side: int = 1600, **more
 ) -> Metrics:
     """One segmentation of one sample, with its pictures."""
     rng = np.random.default_rng([seed, len(segmentation)])
@@ -118,9 +152,10 @@ def write_metrics(
     out.mkdir(parents=True)
     scale = {"istseg": 1.0, "teacher": 0.8, "vendor": 0.9}.get(segmentation, 0.7)
     values = {
-        "n_transcripts": rng.negative_binomial(3, 0.02 / scale, n_cells).astype(float), "n_genes": rng.negative_binomial(6, 0.09 / scale, n_cells).astype(float),
+        "n_transcripts": rng.negative_binomial(3, 0.02 / scale, n_cells).astype(float),
+        "n_genes": rng.negative_binomial(6, 0.09 / scale, n_cells).astype(float),
         "area_um2": rng.lognormal(4.4 * scale**0.1, 0.45, n_cells),
-    }  # fmt: skip
+    }
     share = np.asarray(SHARES.get(segmentation, (0.5, 0.2, 0.2, 0.1))) * rng.uniform(0.85, 1.15, 4)
     flag = rng.choice(4, n_cells, p=share / share.sum())
     by_flag = {f: int((flag == i).sum()) for i, f in enumerate(FLAGS)}
@@ -133,24 +168,47 @@ def write_metrics(
     xy = centres[group] + rng.normal(0, 1.1, (m, 2))
     crops = _crops(out, segmentation, rng) if pictures and n_cells else []
     if pictures:
-        _overview(out / "overview.png", rng)
+        _overview(out / "overview.png", rng, side)
     fields = {
-        "sample": name, "platform": "merscope", "segmentation": segmentation, "n_cells": n_cells,
+        "sample": name,
+        "platform": "merscope",
+        "segmentation": segmentation,
+        "n_cells": n_cells,
         "transcripts": {
-            "total": total, "in_image": in_image, "in_cells": in_cells, "fraction_in_cells": in_cells / in_image, "controls": 55_321, "controls_in_cells": 31_007 if n_cells else 0,
+            "total": total,
+            "in_image": in_image,
+            "in_cells": in_cells,
+            "fraction_in_cells": in_cells / in_image,
+            "controls": 55_321,
+            "controls_in_cells": 31_007 if n_cells else 0,
             "outside_image": total - in_image,
         },
         "nuclei": {"total": 48_812, "in_one_cell": int(40_001 * scale), "fraction_in_one_cell": int(40_001 * scale) / 48_812, "in_no_cell": 3107},
         "flags": {**by_flag, **{rate: by_flag[f] / n_cells if n_cells else None for rate, f in rates.items()}},
-        "reasons": {"consistent": by_flag["consistent"], "no_nucleus": by_flag["no_nucleus"], "cuts_nucleus": by_flag["inconsistent"] // 3, "several_nuclei": by_flag["inconsistent"] - by_flag["inconsistent"] // 3, "few_transcripts_no_nucleus": by_flag["spurious"]},
+        "reasons": {
+            "ok": by_flag["consistent"],
+            "no nucleus": by_flag["no_nucleus"],
+            "cuts a nucleus": by_flag["inconsistent"] // 3,
+            "contains 2+ nuclei": by_flag["inconsistent"] - by_flag["inconsistent"] // 3,
+            "no nucleus and < T_spurious transcripts": by_flag["spurious"],
+        },
         "quantiles": {k: _quantiles(v) for k, v in values.items()} if n_cells else {},
         "histograms": {k: _histogram(v) for k, v in values.items()} if n_cells else {},
         "thresholds": {"background_density": 0.3, "spurious_count": 9.0},
-        "seams": {"n_border": 4102, "n_inside": n_cells - 4102, "density_ratio": 1.013, "area_ratio": 0.991} if n_cells else {"n_border": 0, "n_inside": 0, "density_ratio": None, "area_ratio": None},
-        "embedding": {"x": xy[:, 0].round(3).tolist(), "y": xy[:, 1].round(3).tolist(), "flag": flag[:m].tolist(), "log_counts": np.log1p(values["n_transcripts"][:m]).round(3).tolist()},
-        "crops": crops, "overview": {"file": "overview.png", "um_per_px": 4.1} if pictures else None,
-        "method": {"model": "istseg-sim-v0"} if segmentation == "istseg" else {}, "warnings": [],
-    }  # fmt: skip
+        "seams": {"n_border": 4102, "n_inside": n_cells - 4102, "density_ratio": 1.013, "area_ratio": 0.991}
+        if n_cells
+        else {"n_border": 0, "n_inside": 0, "density_ratio": None, "area_ratio": None},
+        "embedding": {
+            "x": xy[:, 0].round(3).tolist(),
+            "y": xy[:, 1].round(3).tolist(),
+            "flag": flag[:m].tolist(),
+            "log_counts": np.log1p(values["n_transcripts"][:m]).round(3).tolist(),
+        },
+        "crops": crops,
+        "overview": {"file": "overview.png", "um_per_px": 4.1} if pictures else None,
+        "method": {"model": "istseg-sim-v0"} if segmentation == "istseg" else {},
+        "warnings": [],
+    }
     metrics = Metrics(**{**fields, **more})
     metrics.write(out / "metrics.json")
     return metrics
@@ -161,12 +219,24 @@ def write_training(folder: Path, name: str, samples: list[str], accepted: bool =
     path = folder / "train" / name
     path.mkdir(parents=True)
     loss = 0.42 + 0.9 * np.exp(-np.arange(epochs) / 5)
-    history = [{"epoch": e + 1, "train_loss": float(loss[e]), "validation_loss": float(loss[e] + 0.05 + rng.normal(0, 0.02))} for e in range(epochs)]
-    (path / "curves.json").write_text(json.dumps({"name": name, "samples": samples, "epochs": history, "best_epoch": 17}))
+    history = [
+        {"epoch": e + 1, "train_loss": float(loss[e]), "validation_loss": float(loss[e] + 0.05 + rng.normal(0, 0.02)), "learning_rate": 1e-3, "seconds": 12.5}
+        for e in range(epochs)
+    ]
+    curves = {"name": name, "samples": samples, "base": "istseg-sim-v0.safetensors", "best_epoch": 17, "validation_loss_before": 1.31, "epochs": history}
+    (path / "curves.json").write_text(json.dumps(curves))
+    counts = {"true_positives": 1802, "curated_cells": 2121, "predicted_cells": 2933}
+    after = (0.702, 0.061, 0.081) if accepted else (0.662, 0.079, 0.122)
     decision = {
-        "name": name, "samples": samples, "accepted": accepted, "reason": "F1 at IoU 0.5 rose by 0.041 on 62 held-out patches." if accepted else "F1 at IoU 0.5 fell by 0.012.",
-        "base": {"f1": 0.741, "loss": 0.61}, "finetuned": {"f1": 0.782 if accepted else 0.729, "loss": 0.52},
-    }  # fmt: skip
+        "name": name,
+        "samples": samples,
+        "accepted": accepted,
+        "reason": "fine-tuning is accepted: better ap50, nothing worse" if accepted else "the base is kept: ap50 is not better",
+        "base": {"ap50": 0.661, "boundary_iou": 0.412, "spurious_rate": 0.072, "inconsistent_rate": 0.118, **counts},
+        "finetuned": {"ap50": after[0], "boundary_iou": 0.431, "spurious_rate": after[1], "inconsistent_rate": after[2], **counts},
+        "margin": 0.01,
+        "holdout_patches": [f"{samples[0]} w{i}_0" for i in range(62)],
+    }
     (path / "decision.json").write_text(json.dumps(decision))
 
 
@@ -189,13 +259,13 @@ def _histogram(values: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def _overview(path: Path, rng: np.random.Generator, side: int = 1600) -> None:
+def _overview(path: Path, rng: np.random.Generator, side: int) -> None:
     """A section with nuclei and outlined cells."""
     picture = Image.new("RGB", (side, side * 3 // 4), (4, 6, 10))
     draw = ImageDraw.Draw(picture)
     draw.ellipse((side * 0.08, side * 0.06, side * 0.92, side * 0.7), fill=(14, 34, 40))
     cells = []
-    for _ in range(2600):
+    for _ in range(side * 8 // 5):
         angle, radius = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1))
         x, y, r = side * (0.5 + 0.41 * radius * np.cos(angle)), side * (0.38 + 0.31 * radius * np.sin(angle)), rng.uniform(7, 12)
         cells.append((x, y, r))
@@ -209,7 +279,7 @@ def _overview(path: Path, rng: np.random.Generator, side: int = 1600) -> None:
 
 def _crops(out: Path, segmentation: str, rng: np.random.Generator) -> list[dict[str, str]]:
     (out / "crops").mkdir()
-    reasons = {"consistent": "consistent", "no_nucleus": "no_nucleus", "inconsistent": "several_nuclei", "spurious": "few_transcripts_no_nucleus"}
+    reasons = {"consistent": "ok", "no_nucleus": "no nucleus", "inconsistent": "contains 2+ nuclei", "spurious": "no nucleus and < T_spurious transcripts"}
     crops = []
     for flag in FLAGS:
         for i in range(6):

@@ -42,6 +42,7 @@ class Run:
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def write(self, path: str | Path) -> None:
+        """Write the record."""
         write_json(path, self.__dict__)
 
     @classmethod

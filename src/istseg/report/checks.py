@@ -46,12 +46,12 @@ def limits(override: str | Path | None = None) -> dict[str, dict[str, Any]]:
     for name, change in changes.items():
         if name not in definitions:
             problems.append(f"{override}: there is no check {name!r}; there are {', '.join(sorted(definitions))}.")
-        elif unknown := set(change) - _KEYS - {"off"}:
-            problems.append(f"{override}: {name} has the unknown fields {sorted(map(str, unknown))}; there are {', '.join(sorted(_KEYS))}, off.")
-        elif change.get("off"):
+        elif unknown := set(change) - _KEYS - {"skip"}:
+            problems.append(f"{override}: {name} has the unknown fields {sorted(map(str, unknown))}; there are {', '.join(sorted(_KEYS))}, skip.")
+        elif change.get("skip"):
             del definitions[name]
         else:
-            definitions[name].update({k: v for k, v in change.items() if k != "off"})
+            definitions[name].update({k: v for k, v in change.items() if k != "skip"})
     problems += [p for name, d in definitions.items() for p in _wrong(name, d, override or DEFAULTS)]
     if problems:
         raise InputError(problems)

@@ -220,7 +220,10 @@ def _set(target: Any, attribute: str, value: Any, path: Path) -> None:
 
 def _twice(path: Path, what: str, other: Path | None = None) -> str:
     where = f" ({other})" if other else ""
-    return f"{path}: contradicts another {path.name} of {what} below the results folder{where}. Remove the one of the older run, or publish each run to its own folder."
+    return (
+        f"{path}: contradicts another {path.name} of {what} below the results folder{where}. "
+        "Remove the one of the older run, or publish each run to its own folder."
+    )
 
 
 def _record(path: Path, what: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ Figure = dict[str, Any]
 UMAP_POINTS = 5000
 _UMAP_ALL = 150_000
 """Points of all embeddings of a report together: keeps the file small for many samples."""
+_COUNTS = [[0, "#31446b"], [0.25, "#666970"], [0.5, "#958f78"], [0.75, "#cab969"], [1, "#ffea46"]]
+"""Cividis without its darkest fifth, which could not be seen on a dark page."""
 _HEIGHT = 290
 
 
@@ -175,7 +177,9 @@ def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
     axis = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
 
     def layout() -> dict[str, Any]:
-        return _layout(xaxis={**axis, "title": {"text": "UMAP 1"}}, yaxis={**axis, "title": {"text": "UMAP 2"}, "scaleanchor": "x"}, height=360)
+        result = _layout(xaxis={**axis, "title": {"text": "UMAP 1"}}, yaxis={**axis, "title": {"text": "UMAP 2"}, "scaleanchor": "x"}, height=360)
+        result["legend"]["itemsizing"] = "constant"
+        return result
 
     by_flag = []
     # Rare flags are drawn last, on top; the legend keeps the usual order.
@@ -187,10 +191,11 @@ def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
                 "marker": {"size": size, "color": palette.FLAGS[FLAGS[i]], "opacity": 0.75}, "hovertemplate": palette.FLAG_NAMES[FLAGS[i]] + "<extra></extra>",
             }
         )  # fmt: skip
+    bar = {"title": {"text": "log₁₀(n + 1)"}, "thickness": 12, "outlinewidth": 0}
     by_counts = {
         "type": "scattergl", "mode": "markers", "x": _packed(x), "y": _packed(y), "showlegend": False,
-        "marker": {"size": size, "color": _packed(counts), "colorscale": "Cividis", "opacity": 0.85, "colorbar": {"title": {"text": "log counts"}, "thickness": 12, "outlinewidth": 0}},
-        "hovertemplate": "log counts %{marker.color:.2f}<extra></extra>",
+        "marker": {"size": size, "color": _packed(counts), "colorscale": _COUNTS, "opacity": 0.85, "colorbar": bar},
+        "hovertemplate": "log₁₀(n + 1) = %{marker.color:.2f}<extra></extra>",
     }  # fmt: skip
     shown = f"{len(take)} of {metrics.n_cells} cells of {metrics.segmentation}"
     return (
@@ -199,17 +204,19 @@ def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
     )
 
 
-def training(series: dict[str, list[float | None]], best: int | None) -> Figure | None:
-    """Losses by epoch; `series` maps a name to one value per epoch, `best` is the epoch that was kept (from 1)."""
+def training(series: dict[str, list[float | None]], best: int | None, before: float | None = None) -> Figure | None:
+    """Losses by epoch; `series` maps a name to one value per epoch, `best` is the epoch that was kept (from 1), `before` the validation loss at the start."""
     if not series:
         return None
     styles = {"train": ("#0072B2", "solid", "circle"), "validation": ("#D55E00", "dash", "diamond")}
     traces = []
     for name, values in series.items():
+        start = [before] if before is not None and name.startswith("validation") else []
         colour, dash, symbol = next((s for k, s in styles.items() if name.startswith(k)), ("#7F7F7F", "dot", "square"))
         traces.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": escape(name.replace("_", " ")), "x": list(range(1, len(values) + 1)), "y": values,
+                "type": "scatter", "mode": "lines+markers", "name": escape(name.replace("_", " ")),
+                "x": list(range(1 - len(start), len(values) + 1)), "y": start + values,
                 "line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": symbol, "size": 6},
                 "hovertemplate": "epoch %{x}: %{y:.4~g}<extra>" + escape(name.replace("_", " ")) + "</extra>",
             }
@@ -253,11 +260,12 @@ def cohort(samples: list[dict[str, Any]]) -> Figure | None:
         for j, name in enumerate(segmentations):
             points = [(n, read(s["segmentations"][name])) for n, s in zip(names, rows, strict=True) if name in s["segmentations"]]
             points = [(n, v) for n, v in points if v is not None]
+            colour, _ = palette.segmentation(name, segmentations)
             traces.append(
                 {
                     "type": "scatter", "mode": "markers", "name": escape(name), "legendgroup": name, "showlegend": i == 0, "xaxis": f"x{axis}",
                     "x": _short([100 * v for _, v in points]), "y": [n for n, _ in points],
-                    "marker": {"color": palette.segmentation(name, segmentations)[0], "symbol": symbols[j % len(symbols)], "size": 10, "line": {"width": 2}},
+                    "marker": {"color": colour, "symbol": symbols[j % len(symbols)], "size": 10, "line": {"width": 2, "color": colour}},
                     "hovertemplate": "%{y}: %{x:.1f} %<extra>" + escape(name) + "</extra>",
                 }
             )  # fmt: skip
@@ -270,7 +278,7 @@ def _layout(**more: Any) -> dict[str, Any]:
     return {
         "height": _HEIGHT,
         "margin": {"l": 56, "r": 12, "t": 34, "b": 48},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        "legend": {"orientation": "h", "xref": "container", "x": 0.02, "y": 1.02, "yanchor": "bottom", "xanchor": "left", "font": {"size": 11}},
         "hovermode": "closest",
         **more,
     }

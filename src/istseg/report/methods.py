@@ -9,8 +9,8 @@ CITATIONS = {
         "Defard T, Blondel A, Bellow S, Coleon A, Dias de Melo G, Mueller F, Walter T. "
         "RNA2seg: a generalist model for cell segmentation in image-based spatial transcriptomics. Genome Biology. 2026. doi:10.1186/s13059-025-03908-9"
     ),
-    "Cellpose": "Stringer C, Wang T, Michaelos M, Pachitariu M. Cellpose: a generalist algorithm for cellular segmentation. Nature Methods. 2021;18:100–106.",
-    "SpatialData": "Marconato L, et al. SpatialData: an open and universal data framework for spatial omics. Nature Methods. 2024. doi:10.1038/s41592-024-02212-x",
+    "Cellpose": "Stringer C, Wang T, Michaelos M, Pachitariu M. Cellpose: a generalist algorithm for cellular segmentation. Nat Methods. 2021;18:100–106.",
+    "SpatialData": "Marconato L, et al. SpatialData: an open and universal data framework for spatial omics. Nat Methods. 2024. doi:10.1038/s41592-024-02212-x",
 }
 _PLATFORMS = {"merscope": "MERSCOPE (Vizgen)", "cosmx": "CosMx SMI (Bruker/NanoString)"}
 _TEACHERS = {
@@ -28,7 +28,7 @@ def paragraph(report: dict[str, Any]) -> tuple[str, list[str]]:
     (text, references); references are numbered as in the text.
     """
     run, params = report["run"], report["run"]["params"]
-    done = [s for s in report["samples"] if not s["failure"]]
+    done = [s for s in report["samples"] if s["segmented"]]
     references = [CITATIONS["RNA2seg"]]
     if not done:
         return f"No sample of this run was segmented to the end (istseg {run['pipeline_version']}).", references
@@ -45,7 +45,7 @@ def paragraph(report: dict[str, Any]) -> tuple[str, list[str]]:
             references.append(CITATIONS["Cellpose"])
     parts.append(_thresholds(done))
     parts.append(_training(report, done))
-    model = _one(str(s["segmentations"]["istseg"]["method"].get("model_name") or s["segmentations"]["istseg"]["method"].get("model") or "") for s in done)
+    model = _one(_model(s) for s in done)
     parts.append(
         "Cells were predicted by a convolutional network from the nucleus stain, all membrane stains and an image of the transcripts"
         + (f" (model {model})" if model else "")
@@ -55,6 +55,12 @@ def paragraph(report: dict[str, Any]) -> tuple[str, list[str]]:
     references.append(CITATIONS["SpatialData"])
     parts.append(f"Images, transcripts and shapes are stored as SpatialData [{len(references)}], counts as AnnData.")
     return " ".join(p for p in parts if p), references
+
+
+def _model(sample: dict[str, Any]) -> str:
+    """Name of the network's weights, from the record of `merge` or of `assess`."""
+    merged = ((sample["merge"] or {}).get("segmentations") or {}).get("istseg") or {}
+    return str((merged.get("method") or {}).get("model") or sample["segmentations"]["istseg"]["method"].get("model") or "")
 
 
 def _images(done: list[dict[str, Any]]) -> str:
@@ -102,8 +108,8 @@ def _result(done: list[dict[str, Any]]) -> str:
     if shares:
         text += f"; {_range([round(100 * s, 1) for s in shares])} % of the transcripts inside the image lie in cells"
     return (
-        text
-        + ". Cells that touch no nucleus and hold fewer transcripts than the threshold were flagged spurious, cells that cut a nucleus or contain several inconsistent [1]; flags are kept in the count matrix."
+        text + ". Cells that touch no nucleus and hold fewer transcripts than the threshold were flagged spurious, "
+        "cells that cut a nucleus or contain several inconsistent [1]; flags are kept in the count matrix."
     )
 
 

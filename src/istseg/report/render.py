@@ -18,7 +18,16 @@ from istseg.report.collect import MAIN, Collection, Found
 from istseg.report.numbers import limit_text, show
 from istseg.report.pictures import Budget, data_uri
 
-_THUMBNAIL_SIDE, _OVERVIEW_SIDE, _CROP_SIDE = 360, 2000, 240
+_OVERVIEW_SIDE, _CROP_SIDE = 2000, 288
+_DECISION_TITLES = {
+    "ap50": "Average precision at IoU 0.5",
+    "mean_best_iou": "Mean IoU with the best match",
+    "boundary_iou": "Boundary IoU",
+    "spurious_rate": "Spurious cells",
+    "inconsistent_rate": "Inconsistent cells",
+}
+_BRIEF = 160
+"""Longest text of a detail of the input; longer ones are in report.json only."""
 _HISTOGRAMS = (("n_transcripts", "Transcripts per cell", ""), ("n_genes", "Genes per cell", ""), ("area_um2", "Cell area", "µm²"))
 
 
@@ -47,7 +56,7 @@ def html(collection: Collection, report: dict[str, Any]) -> str:
     budget = Budget.of(len(collection.samples))
     views = [_view(i, found, record, keep, cap, budget) for i, (found, record) in enumerate(zip(collection.samples, report["samples"], strict=True))]
     trainings = [
-        {"figure": keep(f"training-{i}", figures.training(series(t["curves"]), best_epoch(t["curves"]))), "rows": decision_rows(t["decision"])}
+        {"figure": keep(f"training-{i}", figures.training(*curve(t["curves"]))), "rows": decision_rows(t["decision"])}
         for i, t in enumerate(report["trainings"])
     ]
     text, references = methods.paragraph(report)
@@ -71,22 +80,25 @@ def html(collection: Collection, report: dict[str, Any]) -> str:
     )
 
 
-def series(curves: dict[str, Any] | None) -> dict[str, list[float | None]]:
-    """Name → one loss per epoch, from `curves.json`."""
-    epochs = (curves or {}).get("epochs") or []
-    names = [n for n in dict.fromkeys(k for e in epochs for k in e) if n.endswith("loss")]
-    return {n: [e.get(n) for e in epochs] for n in names}
+def curve(curves: dict[str, Any] | None) -> tuple[dict[str, list[float | None]], int | None, float | None]:
+    """From `curves.json`: name → one loss per epoch, the epoch that was kept (from 1), and the validation loss before training."""
+    known = curves or {}
+    epochs = known.get("epochs") or []
+    names = [n for n in dict.fromkeys(k for e in epochs for k in e) if n in ("train_loss", "validation_loss")]
+    return {n: [e.get(n) for e in epochs] for n in names}, known.get("best_epoch"), known.get("validation_loss_before")
 
 
-def best_epoch(curves: dict[str, Any] | None) -> int | None:
-    """The epoch that was kept, counted from 1."""
-    return (curves or {}).get("best_epoch")
-
-
-def decision_rows(decision: dict[str, Any] | None) -> list[str]:
-    """Names of the figures that base and fine-tuned model were compared by."""
+def decision_rows(decision: dict[str, Any] | None) -> list[dict[str, str]]:
+    """Figures that base and fine-tuned model were compared by: `{"key", "title", "kind"}`."""
     base, tuned = ((decision or {}).get(k) or {} for k in ("base", "finetuned"))
-    return [k for k in dict.fromkeys([*base, *tuned]) if isinstance(base.get(k, tuned.get(k)), (int, float))]
+    keys = [k for k in dict.fromkeys([*base, *tuned]) if any(isinstance(side.get(k), (int, float)) for side in (base, tuned))]
+
+    def kind(key: str) -> str:
+        if key.endswith("_rate"):
+            return "share"
+        return "count" if all(isinstance(side.get(key, 0), int) for side in (base, tuned)) else "number"
+
+    return [{"key": k, "title": _DECISION_TITLES.get(k, k.replace("_", " ")), "kind": kind(k)} for k in keys]
 
 
 def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, budget: Budget) -> dict[str, Any]:
@@ -111,7 +123,14 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
     for j, name in enumerate(found.segmentations):
         pair = figures.umap(metrics[name], cap)
         if pair:
-            view["umaps"].append({"segmentation": name, "flag": keep(f"{key}-umap-{j}-flag", pair[0]), "counts": keep(f"{key}-umap-{j}-counts", pair[1])})
+            view["umaps"].append(
+                {
+                    "segmentation": name,
+                    "shown": _of(min(cap, len(metrics[name].embedding["x"])), metrics[name].n_cells),
+                    "flag": keep(f"{key}-umap-{j}-flag", pair[0]),
+                    "counts": keep(f"{key}-umap-{j}-counts", pair[1]),
+                }
+            )
         folder = found.assessed[name].folder
         if metrics[name].overview:
             limit = budget.main_overview if name == MAIN else budget.overview
@@ -143,6 +162,28 @@ def _gallery(found: Found, budget: Budget) -> list[dict[str, Any]]:
     return galleries
 
 
+def _of(shown: int, n: int) -> str:
+    return f"{n:,} cells" if shown == n else f"{shown:,} of {n:,} cells"
+
+
+def brief(value: Any) -> str:
+    """A detail of the input in one line; empty when there is nothing to say or it is too long for a table."""
+    text = _plain(value)
+    return text if len(text) <= _BRIEF else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{str(k).replace('_', ' ')}: {_plain(v)}" for k, v in value.items() if v not in (None, {}, []))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(v) for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
 def _environment(report: dict[str, Any]) -> Environment:
     environment = Environment(
         loader=PackageLoader("istseg.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -161,6 +202,7 @@ def _environment(report: dict[str, Any]) -> Environment:
 
     environment.globals.update(number=number, limit_text=limit_text)
     environment.filters["as_text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+    environment.filters["brief"] = brief
     environment.filters["words"] = lambda v: str(v).replace("_", " ")
     return environment
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from istseg import __version__
@@ -13,14 +13,20 @@ from istseg.report.collect import MAIN, Collection, Found, Training
 FORMAT = 1
 
 STAGES = {
-    "preflight": "See the message of preflight: it names the file and what to do. Correct the samplesheet or the raw folder and start again with -resume.",
-    "convert": "Look at the log of the task `convert` of this sample: the raw folder could not be read whole. Correct it and start again with -resume.",
-    "tile": "The sample was converted but not cut into tiles. Look at the log of its task `tile`; most often there is no tissue: lower min_transcripts.",
-    "calibrate": "No thresholds: `teach` or `calibrate` of this sample did not end. Look at their logs; most often a GPU or memory is missing, or no nucleus was found.",
-    "merge": "No merged cells: `segment` or `merge` of this sample did not end. Look at their logs; most often the GPU ran out of memory: lower batch_size.",
-    "assess": "Cells were merged but not counted and assessed. Look at the logs of `assign` and `assess` of this sample.",
+    "preflight": "Preflight names the file and what to do: correct the samplesheet or the raw folder.",
+    "convert": "The raw folder could not be read whole: look at the log of `convert` of this sample and correct the folder.",
+    "tile": "The sample was converted but not cut into tiles: look at the log of `tile`; where no tissue was found, lower min_transcripts.",
+    "teach": "The teacher did not end on some tile: look at the log of `teach`; check its weights, and GPU and memory.",
+    "calibrate": "There are no thresholds: look at the logs of `teach` and `calibrate`; check the nucleus stain where no nuclei were found.",
+    "curate": "The teacher's labels were not curated: look at the log of `curate`.",
+    "train": "Fine-tuning did not end: look at the log of `train`; with too few patches use finetune = none or cohort.",
+    "segment": "The network did not end on some tile: look at the log of `segment`; where the GPU ran out of memory, lower batch_size.",
+    "merge": "There are no merged cells: look at the logs of `segment` and `merge`; where the GPU ran out of memory, lower batch_size.",
+    "assign": "Transcripts were not given to cells: look at the log of `assign`.",
+    "assess": "Cells were merged but not assessed: look at the logs of `assign` and `assess`.",
+    "export": "The segmentation is complete but was not exported: look at the log of `export`.",
 }
-"""Stages by which a sample is followed, with what to do when it got no further."""
+"""What to do when a sample got no further than a stage."""
 
 
 def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -97,19 +103,15 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _sample(found: Found, collection: Collection, definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
     derived = derive(found)
-    stage = reached(found)
-    failure = None
-    if stage:
-        reports = [f for f in collection.run.failures if f.get("sample") == found.name]
-        # The workflow knows better than the files which task ended in error.
-        told = next((f["stage"] for f in reports if f.get("stage")), stage)
-        failure = {"stage": told, "todo": STAGES.get(told, STAGES[stage]), "messages": [f["message"] for f in reports if f.get("message")]}
-    results = [] if stage else checks.check(found, derived, definitions)
+    failure = _failure(found, collection)
+    segmented = MAIN in found.assessed
+    results = checks.check(found, derived, definitions) if segmented else []
     return {
         "sample": found.name,
         "platform": found.sample.platform if found.sample else found.platform,
         "path": found.path,
-        "verdict": checks.FAIL if stage else checks.worst([r["verdict"] for r in results]),
+        "verdict": checks.FAIL if failure else checks.worst([r["verdict"] for r in results]),
+        "segmented": segmented,
         "failure": failure,
         "checks": results,
         "derived": derived,
@@ -123,6 +125,19 @@ def _sample(found: Found, collection: Collection, definitions: dict[str, dict[st
         "trainings": [i for i, t in enumerate(collection.trainings) if found.name in t.samples],
         "warnings": _warnings(found),
     }
+
+
+def _failure(found: Found, collection: Collection) -> dict[str, Any] | None:
+    """Where the sample stopped, what to do, and what the tasks said; None when all went well.
+
+    The workflow knows better than the files which task ended in error; a task may also fail beside a complete segmentation (export, a comparison).
+    """
+    told = [f for f in collection.run.failures if f.get("sample") == found.name]
+    stage = told[0]["stage"] if told else reached(found)
+    if stage is None:
+        return None
+    todo = STAGES.get(stage, f"Look at the log of `{stage}` of this sample.")
+    return {"stage": stage, "todo": f"{todo} Then start again with -resume.", "messages": [f"{f['stage']}: {f['message']}" for f in told if f.get("message")]}
 
 
 def _input(found: Found) -> dict[str, Any] | None:
@@ -173,9 +188,9 @@ def _curation(found: Found) -> dict[str, Any] | None:
 
 def _segmentation(metrics: Metrics) -> dict[str, Any]:
     """All of `metrics.json` but the coordinates of the embedding, which are drawn and not shown as numbers."""
-    record = asdict(metrics)
-    record["n_embedded"] = len(record.pop("embedding").get("x", []))
-    return record
+    record = asdict(replace(metrics, embedding={}))
+    del record["embedding"]
+    return record | {"n_embedded": len(metrics.embedding.get("x", []))}
 
 
 def _training(training: Training) -> dict[str, Any]:

@@ -7,6 +7,8 @@
   const webgl = (() => {
     try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
   })();
+  const PAPER_PX = 680;
+  const HALF_PAPER_PX = 325;
   let printing = false;
 
   const colours = () => {
@@ -29,15 +31,25 @@
     return result;
   };
 
+  // The blue of the palette is too dark for a dark page.
+  const recoloured = (trace) => {
+    if (printing || !dark.matches) return trace;
+    const lighter = (part) => (part?.color === "#0072B2" ? { ...part, color: "#4da6e0" } : part);
+    return { ...trace, ...(trace.line && { line: lighter(trace.line) }), ...(trace.marker && { marker: lighter(trace.marker) }) };
+  };
+
   const usesGl = (figure) => figure.data.some((trace) => trace.type === "scattergl");
   const draw = (place) => {
     const figure = figures[place.dataset.figure];
     // A browser holds few WebGL drawings at once, a printer none: the same points are then drawn as SVG.
     const flat = printing || !webgl;
-    const data = figure.data.map((trace) => (flat && trace.type === "scattergl" ? { ...trace, type: "scatter" } : trace));
+    const data = figure.data.map((trace) => recoloured(flat && trace.type === "scattergl" ? { ...trace, type: "scatter" } : trace));
     place.style.minHeight = `${figure.layout.height}px`;
     place.drawn = true;
-    return Plotly.newPlot(place, data, themed(figure.layout), { ...config, staticPlot: printing });
+    const layout = themed(figure.layout);
+    // Paper is narrower than the screen on which the page is laid out when this is called.
+    if (printing) layout.width = place.closest(".two, .three") ? HALF_PAPER_PX : PAPER_PX;
+    return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing });
   };
   const erase = (place) => {
     Plotly.purge(place);
@@ -63,7 +75,7 @@
     printing = true;
     closed = [...document.querySelectorAll("details:not([open])")].filter((d) => !d.classList.contains("umap"));
     closed.forEach((d) => { d.open = true; });
-    places.filter((place) => place.offsetParent !== null).forEach((place) => { if (place.drawn) erase(place); draw(place); });
+    places.filter((place) => place.checkVisibility()).forEach((place) => { if (place.drawn) erase(place); draw(place); });
   });
   addEventListener("afterprint", () => {
     printing = false;

@@ -1,0 +1,368 @@
+"""The stage `report`: made-up artifacts in, `report.html` and `report.json` out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import report_fixtures as made  # noqa: E402
+from istseg.errors import InputError
+from istseg.report.summary import STAGES
+from istseg.stages import report
+
+SMALL = {"n_cells": 3000, "n_umap": 400, "side": 300}
+EVIL = "x</script><script>alert(1)</script><img src=q onerror=alert(2)>\"'&{{7*7}}"
+
+
+class Page(HTMLParser):
+    """What a test wants to know of a page: elements, numbers with their places, texts of scripts and styles, visible text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.numbers: list[tuple[str, str]] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.text = ""
+        self._inside: str | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if "data-at" in attributes:
+            self.numbers.append((attributes["data-at"], attributes["value"]))
+        if tag in self.raw:
+            self._inside = tag
+            self.raw[tag].append("")
+
+    def handle_endtag(self, tag):
+        if tag == self._inside:
+            self._inside = None
+
+    def handle_data(self, data):
+        if self._inside:
+            self.raw[self._inside][-1] += data
+        else:
+            self.text += data
+
+    def tags(self, tag):
+        return [a for t, a in self.elements if t == tag]
+
+
+def follow(value, pointer):
+    """The value at a JSON pointer (RFC 6901)."""
+    for step in pointer.split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value
+
+
+def write(folder: Path, run_json: Path) -> tuple[dict, Page]:
+    report.run(run_json=run_json, results=folder / "results", out=folder / "report")
+    return json.loads((folder / "report" / "report.json").read_text()), Page(folder / "report" / "report.html")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with a good sample of three segmentations, trained; one of 0 cells without vendor; one that stopped at `segment`; one without anything."""
+    folder = tmp_path_factory.mktemp("report")
+    results = folder / "results"
+    failures = [{"sample": "lung", "stage": "segment", "message": "CUDA out of memory"}]
+    run_json = made.write_run(folder, ["brain", "empty", "lung", "lost"], failures=failures)
+    metrics = {
+        "brain": made.write_whole(results, "brain", 0, **SMALL),
+        "empty": made.write_whole(results, "empty", 1, ("istseg", "teacher"), n_cells=0, side=300),
+    }
+    made.write_tiles(results, made.write_sample(results, "lung", 2))
+    made.write_thresholds(results, "lung")
+    made.write_training(results, "brain", ["brain"])
+    record, page = write(folder, run_json)
+    return folder, record, page, metrics
+
+
+def test_every_number_of_the_page_is_in_the_json(whole):
+    _, record, page, _ = whole
+    assert len(page.numbers) > 150
+    for pointer, value in page.numbers:
+        assert json.loads(value) == follow(record, pointer), pointer
+
+
+def test_the_json_holds_the_metrics_unchanged(whole):
+    folder, record, page, metrics = whole
+    for sample, segmentations in metrics.items():
+        entry = next(s for s in record["samples"] if s["sample"] == sample)
+        assert list(entry["segmentations"]) == list(segmentations)
+        for name in segmentations:
+            expected = json.loads((folder / "results" / sample / "assess" / name / "metrics.json").read_text())
+            n = len(expected.pop("embedding")["x"])
+            assert entry["segmentations"][name] == {**expected, "n_embedded": n}
+    shown = dict(page.numbers)
+    rate = metrics["brain"]["istseg"].flags["inconsistent_rate"]
+    assert json.loads(shown["/samples/0/segmentations/istseg/flags/inconsistent_rate"]) == rate
+    assert f"{100 * rate:.1f}" in page.text
+
+
+def test_samples_without_result_are_failed_where_they_stopped(whole):
+    _, record, page, _ = whole
+    by_name = {s["sample"]: s for s in record["samples"]}
+    assert by_name["lung"]["failure"]["stage"] == "segment"
+    assert by_name["lung"]["failure"]["messages"] == ["segment: CUDA out of memory"]
+    assert by_name["lost"]["failure"]["stage"] == "convert"
+    assert all(by_name[n]["verdict"] == "fail" and by_name[n]["checks"] == [] for n in ("lung", "lost"))
+    assert "CUDA out of memory" in page.text
+    assert STAGES["convert"] in page.text
+    assert record["verdict"] == {"verdict": "fail", "n_samples": 4, "n_pass": 1, "n_look": 0, "n_fail": 3}
+
+
+def test_no_cells_is_a_failed_check_not_a_crash(whole):
+    _, record, page, _ = whole
+    empty = record["samples"][1]
+    verdicts = {c["name"]: c["verdict"] for c in empty["checks"]}
+    assert empty["failure"] is None
+    assert verdicts["cells"] == "fail"
+    assert verdicts["spurious_rate"] == verdicts["cell_area"] == "not measured"
+    assert empty["verdict"] == "fail"
+    assert "nan" not in page.text.lower().split()
+    assert not any("/samples/1/segmentations/vendor" in p for p, _ in page.numbers)
+
+
+def test_training_is_shown(whole):
+    _, record, page, _ = whole
+    assert record["samples"][0]["trainings"] == [0]
+    assert "accepted" in page.text
+    shown = dict(page.numbers)
+    assert json.loads(shown["/trainings/0/decision/finetuned/ap50"]) == record["trainings"][0]["decision"]["finetuned"]["ap50"]
+    figures = json.loads(page.raw["script"][0])
+    validation = next(t for t in figures["training-0"]["data"] if t["name"] == "validation loss")
+    curves = record["trainings"][0]["curves"]
+    assert validation["y"] == [curves["validation_loss_before"], *(e["validation_loss"] for e in curves["epochs"])]
+    assert validation["x"][0] == 0
+
+
+def test_curation_is_summed_over_tasks(whole):
+    folder, record, _, _ = whole
+    parts = [json.loads(p.read_text()) for p in (folder / "results" / "brain" / "curate").glob("*/curation.json")]
+    assert len(parts) == record["samples"][0]["curation"]["n_tasks"] == 3
+    for layer, rules in record["samples"][0]["curation"]["by_layer"].items():
+        for rule, n in rules.items():
+            assert n == sum(p["by_layer"][layer][rule] for p in parts)
+
+
+def test_the_page_loads_nothing(whole):
+    folder, _, page, _ = whole
+    for tag, attributes in page.elements:
+        for key in ("src", "srcset", "href", "action", "data", "poster", "background"):
+            target = attributes.get(key)
+            assert target is None or target.startswith(("data:", "#")), (tag, key, target)
+    assert not re.search(r"@import|url\((?!['\"]?data:)", "".join(page.raw["style"]))
+    policy = next(m["content"] for m in page.tags("meta") if m.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    for script in page.raw["script"][1:]:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert len(page.raw["script"]) == 3
+    assert (folder / "report" / "report.html").stat().st_size < 12e6
+
+
+def test_pictures_and_figures_have_words(whole):
+    _, _, page, _ = whole
+    pictures = [a for a in page.tags("img") if "src" in a]
+    assert len(pictures) > 20
+    assert all(a["alt"] and a["width"] and a["height"] for a in pictures)
+    plots = [a for a in page.tags("div") if "data-figure" in a]
+    figures = json.loads(page.raw["script"][0])
+    assert {a["data-figure"] for a in plots} == set(figures)
+    assert all(a["aria-label"] == figures[a["data-figure"]]["alt"] for a in plots)
+
+
+def test_links_inside_the_page_lead_somewhere(whole):
+    _, _, page, _ = whole
+    ids = [a["id"] for _, a in page.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.tags("a")} <= set(ids)
+
+
+def test_same_input_same_bytes(whole, tmp_path):
+    folder, *_ = whole
+    report.run(run_json=folder / "run.json", results=folder / "results", out=tmp_path)
+    for name in ("report.html", "report.json"):
+        assert (tmp_path / name).read_bytes() == (folder / "report" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kept", "stage"),
+    [
+        ([], "convert"),
+        (["convert"], "tile"),
+        (["convert", "tile"], "calibrate"),
+        (["convert", "tile", "calibrate"], "merge"),
+        (["convert", "tile", "calibrate", "merge"], "assess"),
+        (["convert", "tile", "calibrate", "merge", "assess"], None),
+    ],
+)
+def test_furthest_stage(tmp_path, kept, stage):
+    results = tmp_path / "results"
+    made.write_whole(results, "s", segmentations=("istseg",), n_cells=300, n_umap=0, pictures=False)
+    for folder in (results / "s").iterdir():
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    record, page = write(tmp_path, made.write_run(tmp_path, ["s"]))
+    failure = record["samples"][0]["failure"]
+    assert (failure and failure["stage"]) == stage
+    assert ("stopped at" in page.text) == (stage is not None)
+
+
+def test_a_task_that_failed_beside_a_complete_segmentation_fails_the_sample(tmp_path):
+    made.write_whole(tmp_path / "results", "s", segmentations=("istseg",), n_cells=3000, n_umap=0, pictures=False)
+    record, page = write(tmp_path, made.write_run(tmp_path, ["s"], failures=[{"sample": "s", "stage": "export", "message": "disk full"}]))
+    assert record["samples"][0]["verdict"] == "fail"
+    assert record["samples"][0]["segmented"]
+    assert "The segmentation is complete, but a task failed" in page.text
+    assert any(p == "/samples/0/segmentations/istseg/n_cells" for p, _ in page.numbers)
+
+
+def test_nothing_from_the_data_becomes_html(tmp_path):
+    results = tmp_path / "results"
+    sample = made.write_sample(
+        results,
+        EVIL,
+        stains=("DAPI", EVIL),
+        details={"generation": EVIL, "warnings": [EVIL]},
+        transcripts={"total": 10, "genes": 9, "controls": 1, "outside_image": 0, "by_plane": {EVIL: 5, "1": 5}},
+    )
+    made.write_tiles(results, sample)
+    made.write_thresholds(results, EVIL)
+    made.write_metrics(results, EVIL, "istseg", reasons={EVIL: 3000}, warnings=[EVIL], method={"model": EVIL}, **SMALL)
+    metrics = made.write_metrics(results, EVIL, "vendor" + EVIL, pictures=False, n_cells=3000, n_umap=100)
+    path = results / EVIL / "curate" / "curation.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"sample": EVIL, "tiles": [], "by_layer": {EVIL: {EVIL: 3}}}))
+    made.write_training(results, "m", [EVIL])
+    run_json = made.write_run(
+        tmp_path,
+        [EVIL, "other"],
+        params={EVIL: EVIL},
+        changed=[EVIL],
+        defaults={EVIL: EVIL},
+        versions={EVIL: EVIL},
+        failures=[{"sample": "other", "stage": EVIL, "message": EVIL}],
+    )
+    record, page = write(tmp_path, run_json)
+    assert record["samples"][0]["sample"] == EVIL
+    assert metrics.segmentation in record["samples"][0]["segmentations"]
+    assert len(page.tags("script")) == 3
+    assert all(a.get("src", "data:").startswith("data:") for a in page.tags("img"))
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+    assert EVIL in page.text
+    assert "x49" not in page.text and "&49" not in page.text
+    figures = json.loads(page.raw["script"][0])
+    labels = [t["name"] for f in figures.values() for t in f["data"] if "name" in t]
+    assert labels and not any("<" in label for label in labels)
+    for pointer, value in page.numbers:
+        assert json.loads(value) == follow(record, pointer)
+
+
+def test_links_and_copies_of_artifacts_count_once(tmp_path):
+    results = tmp_path / "results"
+    made.write_whole(tmp_path / "elsewhere", "s", segmentations=("istseg",), n_cells=300, n_umap=0, pictures=False)
+    results.mkdir()
+    (results / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (results / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    shutil.copytree(tmp_path / "elsewhere", results / "copy")
+    (results / "s.zarr").mkdir()
+    (results / "s.zarr" / "metrics.json").write_text("not an artifact")
+    record, _ = write(tmp_path, made.write_run(tmp_path, ["s"]))
+    assert record["samples"][0]["curation"]["n_tasks"] == 3
+    assert record["samples"][0]["segmented"]
+
+
+def test_all_broken_and_contradicting_artifacts_are_named_at_once(tmp_path):
+    results = tmp_path / "results"
+    made.write_metrics(results / "new", "s", "istseg", n_cells=300, n_umap=0, pictures=False)
+    made.write_metrics(results / "old", "s", "istseg", n_cells=301, n_umap=0, pictures=False)
+    (results / "sample.json").write_text('{"sample": "s"')
+    (results / "merge.json").write_text("{}")
+    with pytest.raises(InputError) as caught:
+        write(tmp_path, made.write_run(tmp_path, ["s"]))
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    assert "contradicts" in text and "sample.json" in text and "merge.json" in text
+    assert not (tmp_path / "report" / "report.html").exists()
+
+
+def test_samples_of_other_runs_are_left_out_and_said(tmp_path):
+    for name in ("s", "older"):
+        made.write_whole(tmp_path / "results", name, segmentations=("istseg",), n_cells=300, n_umap=0, pictures=False)
+    record, page = write(tmp_path, made.write_run(tmp_path, ["s"]))
+    assert record["foreign"] == ["older"]
+    assert "older" in page.text
+    assert len(record["samples"]) == 1
+
+
+def test_a_missing_picture_is_an_error(tmp_path):
+    made.write_whole(tmp_path / "results", "s", segmentations=("istseg",), n_cells=300, n_umap=0, side=200)
+    (tmp_path / "results" / "s" / "assess" / "istseg" / "overview.png").unlink()
+    with pytest.raises(InputError, match=r"overview\.png.*run assess again"):
+        write(tmp_path, made.write_run(tmp_path, ["s"]))
+
+
+def test_limits_beside_the_results_are_used(tmp_path):
+    made.write_whole(tmp_path / "results", "s", segmentations=("istseg",), n_cells=3000, n_umap=0, pictures=False)
+    run_json = made.write_run(tmp_path, ["s"])
+    before, _ = write(tmp_path, run_json)
+    (tmp_path / "results" / "qc_thresholds.yaml").write_text("cells: {look: 5000, fail: 4000}\nsaturation: {skip: true}\n")
+    after, page = write(tmp_path, run_json)
+    verdict = {c["name"]: c["verdict"] for c in after["samples"][0]["checks"]}
+    assert before["samples"][0]["verdict"] == "pass"
+    assert verdict["cells"] == "fail"
+    assert "saturation" not in verdict
+    assert "at least 5,000 (fail below 4,000)" in page.text
+
+
+def test_no_membrane_stain_no_controls_no_transcripts(tmp_path):
+    results = tmp_path / "results"
+    sample = made.write_sample(
+        results, "s", stains=("DAPI",), controls=[], transcripts={"total": 0, "genes": 0, "controls": 0, "outside_image": 0, "by_plane": {}}
+    )
+    made.write_tiles(results, sample, n=1, skipped=0)
+    nothing = {"total": 0, "in_image": 0, "in_cells": 0, "fraction_in_cells": None, "controls": 0, "controls_in_cells": 0, "outside_image": 0}
+    made.write_metrics(results, "s", "istseg", n_cells=300, n_umap=0, pictures=False, transcripts=nothing)
+    record, _ = write(tmp_path, made.write_run(tmp_path, ["s"]))
+    notes = {c["name"]: c["note"] for c in record["samples"][0]["checks"] if c["verdict"] == "not measured"}
+    assert notes["control_rate"] == "no control probes"
+    assert notes["transcripts_in_image"] == "no transcripts"
+
+
+def test_fifty_samples_in_reasonable_time(tmp_path):
+    names = [f"sample_{i:02d}" for i in range(50)]
+    made.write_whole(tmp_path / "one", "x", n_cells=400, n_umap=400, pictures=False)
+    for name in names:
+        shutil.copytree(tmp_path / "one" / "x", tmp_path / "results" / name)
+        for path in (tmp_path / "results" / name).rglob("*.json"):
+            path.write_text(path.read_text().replace('"sample": "x"', f'"sample": "{name}"'))
+    run_json = made.write_run(tmp_path, names)
+    begin = time.monotonic()
+    record, page = write(tmp_path, run_json)
+    assert time.monotonic() - begin < 30
+    assert [s["sample"] for s in record["samples"]] == names
+    assert all(s["segmented"] for s in record["samples"])
+    assert len(json.loads(page.raw["script"][0])) > 50 * 10
+    assert (tmp_path / "report" / "report.html").stat().st_size < 15e6
+
+
+@pytest.mark.slow
+def test_eight_full_samples_fit_in_25_mb(tmp_path):
+    names = [f"s{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        made.write_whole(tmp_path / "results", name, i)
+    write(tmp_path, made.write_run(tmp_path, names))
+    assert (tmp_path / "report" / "report.html").stat().st_size < 25e6

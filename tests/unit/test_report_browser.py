@@ -1,0 +1,159 @@
+"""The page in a real browser: it draws, sorts, switches and says nothing to the console."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import report_fixtures as made  # noqa: E402
+from istseg.stages import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    f"--{a}" for a in ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium): the report is not tried in a browser")
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    made.write_whole(folder / "results", "a9", 0, n_cells=3000, n_umap=900, side=300)
+    made.write_whole(folder / "results", "a10", 1, ("istseg", "teacher"), n_cells=900, n_umap=100, side=300)
+    made.write_training(folder / "results", "a9", ["a9"])
+    report.run(run_json=made.write_run(folder, ["a9", "a10", "lost"]), results=folder / "results", out=folder / "report")
+    return folder / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, page_file):
+    """Open the page; what went wrong is collected in `said`, loads of anything but the file itself too."""
+    contexts = []
+
+    def opener(scheme="light", width=1366):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+        contexts.append(context)
+        page = context.new_page()
+        page.said = []
+        page.on("console", lambda m: page.said.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: page.said.append(str(e)))
+        page.on("request", lambda r: page.said.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.goto(page_file.as_uri())
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+
+
+def read_through(page):
+    """Scroll from top to bottom so that every figure in sight is drawn; gives the names of all that were ever drawn."""
+    drawn = set()
+    height = page.evaluate("document.documentElement.scrollHeight")
+    for y in range(0, height, 700):
+        page.evaluate(f"scrollTo(0, {y})")
+        page.wait_for_timeout(120)
+        drawn |= set(page.evaluate("[...document.querySelectorAll('.plot .main-svg')].map(s => s.closest('.plot').dataset.figure)"))
+    return drawn
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_every_figure_is_drawn_without_errors(open_page, scheme):
+    page = open_page(scheme)
+    wanted = set(page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.checkVisibility()).map(p => p.dataset.figure)"))
+    assert len(wanted) > 15
+    assert read_through(page) >= wanted
+    assert page.said == []
+    ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor].map(c => Number(c.match(/\\d+/)[0]))")
+    assert (ink < paper) == (scheme == "light")
+    text = page.evaluate("getComputedStyle(document.querySelector('.plot .xtitle')).fill")
+    assert (int(text.split("(")[1].split(",")[0]) < 128) == (scheme == "light")
+
+
+def test_far_webgl_figures_are_released(open_page):
+    page = open_page()
+    page.evaluate("document.querySelector('[data-figure=s0-umap-0-flag]').scrollIntoView()")
+    page.wait_for_timeout(600)
+    drawn = "document.querySelector('[data-figure=s0-umap-0-flag] .main-svg') !== null"
+    assert page.evaluate(drawn)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.wait_for_timeout(600)
+    assert not page.evaluate(drawn)
+
+
+def test_the_table_sorts_by_number_and_by_name(open_page):
+    page = open_page()
+
+    def order():
+        return page.evaluate("[...document.querySelectorAll('.cohort tbody th')].map(c => c.textContent)")
+
+    assert order() == ["a9", "a10", "lost"]
+    page.get_by_role("button", name="Cells", exact=True).click()
+    assert order() == ["a10", "a9", "lost"]
+    page.get_by_role("button", name="Cells", exact=True).press("Enter")
+    assert order() == ["a9", "a10", "lost"]
+    assert page.evaluate("document.querySelectorAll('.cohort [aria-sort=descending]').length") == 1
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.get_by_role("button", name="Sample", exact=True).click()
+    assert order() == ["lost", "a10", "a9"]
+    page.get_by_role("button", name="Verdict", exact=True).click()
+    assert order()[-1] == "lost"
+
+
+def test_tabs_pictures_and_sections(open_page):
+    page = open_page()
+    for name in ("summary", "samples", "s0", "s1", "s2", "training", "methods", "parameters", "versions", "checks"):
+        assert page.locator(f"#{name}").count() == 1
+    first = page.locator("#s0 [role=tab]")
+    assert first.all_text_contents() == ["istseg", "teacher", "vendor"]
+    assert page.locator("#s0 [role=tabpanel]:visible").count() == 1
+    first.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert first.nth(1).get_attribute("aria-selected") == "true"
+    assert page.locator("#s0 [role=tabpanel]:visible").get_attribute("data-tab") == "teacher"
+    page.locator("#s0 .gallery .zoom").first.press("Enter")
+    assert page.locator("#lightbox img").get_attribute("src").startswith("data:image/webp")
+    page.keyboard.press("Escape")
+    assert not page.locator("#lightbox").is_visible()
+    assert page.locator("#s2").get_by_text("stopped at").is_visible()
+    assert page.said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1366])
+def test_the_page_never_scrolls_sideways(open_page, width):
+    page = open_page(width=width)
+    read_through(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+def test_print_draws_all_figures_on_paper(open_page, tmp_path):
+    page = open_page("dark")
+    page.evaluate("""addEventListener("beforeprint", () => {
+        window.seen = document.querySelectorAll(".plot:has(.main-svg)").length;
+        window.gl = document.querySelectorAll(".plot canvas").length;
+        window.wide = Math.max(...[...document.querySelectorAll(".plot .main-svg")].map((s) => s.clientWidth));
+    })""")
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    wanted = page.evaluate("new Set([...document.querySelectorAll('.plot')].filter(p => p.checkVisibility()).map(p => p.dataset.figure)).size")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.gl") == 0
+    assert page.evaluate("window.seen") >= wanted > 15
+    assert page.evaluate("window.wide") <= 690
+    assert (tmp_path / "report.pdf").stat().st_size > 100_000
+    assert page.said == []
