@@ -22,13 +22,13 @@ from istseg.simulate.molecules import N_CONTROLS
 from istseg.simulate.panel import GENES
 from istseg.simulate.randomness import generator
 from istseg.simulate.recipe import OUTSIDE_UM, Recipe
-from istseg.simulate.seeds import BLOCK_PX, BLOCK_UM, PIXEL_UM
+from istseg.simulate.seeds import PIXEL_UM, block_box, grow
 
 SCALE = (9.259397506713867, 9.259394645690918)
 """Pixels per µm in x and y, as on a real region: they differ slightly."""
 CONTROL_NAMES = [f"Blank-{i + 1}" for i in range(N_CONTROLS)]
 _IMAGE_BLOCK = 1024
-_UNIT = 5  # blocks on a side that one task makes: the caches hold a unit and its surroundings
+_STRIP = 8
 FIELD_PX = 2048
 
 
@@ -71,9 +71,9 @@ def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dic
     with tempfile.TemporaryDirectory(dir=raw.parent) as parts:
         region = Region(recipe, raw, Path(parts), generation, shape, offset)
         _open_images(region)
-        units = _units(region)
-        work.run(_Writer, region, units, "tissue")
-        names = ["_".join(map(str, unit)) for unit in units]
+        strips = _strips(region)
+        work.run(_Writer, region, strips, "tissue")
+        names = [_part_name(strip) for strip in strips]
         with open(raw / "detected_transcripts.csv", "wb") as whole:
             whole.write((",".join(_columns(generation)) + "\n").encode())
             for name in names:
@@ -126,26 +126,30 @@ def _write_images_tables(region: Region) -> None:
     (region.folder / "images" / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def _units(region: Region) -> list[tuple[int, int, int, int]]:
-    """Boxes of lattice blocks (by0, bx0, by1, bx1) that cover the mosaic and its surroundings."""
-    reach = OUTSIDE_UM + 2
-    first = -1
-    down = int(np.floor((region.recipe.height_um + reach) / BLOCK_UM)) + 1
-    across = int(np.floor((region.recipe.width_um + reach) / BLOCK_UM)) + 1
-    return [(y, x, min(y + _UNIT, down), min(x + _UNIT, across)) for x in range(first, across, _UNIT) for y in range(first, down, _UNIT)]
+def _strips(region: Region) -> list[tuple[int, int]]:
+    """Columns [bx0, bx1) of lattice blocks that one task makes from top to bottom: as many as the caches hold rows of."""
+    across = region.recipe.tissue.layout.blocks[1]
+    n = -(-across // _STRIP)
+    ends = np.linspace(0, across, n + 1).round().astype(int).tolist()
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _part_name(strip: tuple[int, int]) -> str:
+    return f"x{strip[0]:04d}"
 
 
 class _Writer:
-    """Writes one unit: its pixels into the mosaics, its tables into parts."""
+    """Writes one strip: its pixels into the mosaics, its tables into parts."""
 
     def __init__(self, region: Region):
         self.region, self.recipe = region, region.recipe
         self._landed = lru_cache(maxsize=60)(self._landing)
         self._columns = -(-region.shape[1] // FIELD_PX)
 
-    def __call__(self, unit: tuple[int, int, int, int]) -> None:
-        blocks = [(by, bx) for by in range(unit[0], unit[2]) for bx in range(unit[1], unit[3])]
-        stem = self.region.parts / "_".join(map(str, unit))
+    def __call__(self, strip: tuple[int, int]) -> None:
+        """Write a strip of blocks."""
+        blocks = [(by, bx) for by in range(self.recipe.tissue.layout.blocks[0]) for bx in range(*strip)]
+        stem = self.region.parts / _part_name(strip)
         schemas = {"cells": truth.CELLS, "nuclei": truth.NUCLEI, "transcripts": truth.TRANSCRIPTS, "vendor": vendor_merscope.schema(len(GENES) + N_CONTROLS)}
         writers = {name: pq.ParquetWriter(f"{stem}.{name}.parquet", schema) for name, schema in schemas.items()}
         with open(f"{stem}.csv", "wb") as csv:
@@ -162,11 +166,11 @@ class _Writer:
             writer.close()
 
     def _write_pixels(self, by: int, bx: int) -> None:
-        """Image block of the same index as the lattice block: they lie about on each other."""
+        """Image block of the same index as the lattice block: it lies near, so that the caches serve both."""
         height, width = self.region.shape
         y0, x0 = by * _IMAGE_BLOCK, bx * _IMAGE_BLOCK
         y1, x1 = min(y0 + _IMAGE_BLOCK, height), min(x0 + _IMAGE_BLOCK, width)
-        if y0 < 0 or x0 < 0 or y1 <= y0 or x1 <= x0:
+        if y1 <= y0 or x1 <= x0:
             return
         pixels = self.recipe.exposures((y0, x0, y1, x1), (0.0, 0.0), self.region.pixel_um, (FIELD_PX, FIELD_PX), frame=0)
         for plane in range(pixels.shape[0]):
@@ -212,8 +216,9 @@ class _Writer:
         numbers, polygons = self.recipe.outlines.vendor(by, bx)
         n_genes = len(GENES) + N_CONTROLS
         counts = np.zeros((len(numbers), n_genes), np.int32)
-        for y in (by - 1, by, by + 1):
-            for x in (bx - 1, bx, bx + 1):
+        down, across = self.recipe.tissue.layout.blocks
+        for y in range(max(by - 1, 0), min(by + 2, down)):
+            for x in range(max(bx - 1, 0), min(bx + 2, across)):
                 found, vendor = self._landed(y, x)
                 ours = np.flatnonzero(np.isin(vendor, numbers) & (vendor > 0))
                 rows = np.searchsorted(np.sort(numbers), vendor[ours])
@@ -236,7 +241,7 @@ def long_id(seed: int, number: int) -> str:
 def vendor_at(recipe: Recipe, by: int, bx: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Number of the instrument's cell at points in or near a block, 0 where there is none: (n,) int32."""
     margin = 40
-    box = (by * BLOCK_PX - margin, bx * BLOCK_PX - margin, (by + 1) * BLOCK_PX + margin, (bx + 1) * BLOCK_PX + margin)
+    box = grow(block_box(by, bx), margin)
     labels = recipe.tissue.vendor_labels(box)
     row, column = np.floor(y / PIXEL_UM).astype(np.int64) - box[0], np.floor(x / PIXEL_UM).astype(np.int64) - box[1]
     inside = (row >= 0) & (row < labels.shape[0]) & (column >= 0) & (column < labels.shape[1])

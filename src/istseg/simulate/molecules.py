@@ -8,7 +8,7 @@ import numpy as np
 
 from istseg.simulate.panel import BACKGROUND, CONTROLS, GENES, TYPES, profiles
 from istseg.simulate.randomness import generator
-from istseg.simulate.seeds import BLOCK_PX, PIXEL_UM
+from istseg.simulate.seeds import BLOCK_PX, PIXEL_UM, block_box
 from istseg.simulate.tissue import Tissue
 
 LOCALISATION_UM = 0.12
@@ -37,7 +37,7 @@ class Molecules:
     def _block(self, by: int, bx: int) -> dict[str, np.ndarray]:
         """`x`, `y` (scene, µm), `z` (plane), `gene` (index into GENES, controls after them), `number` (true cell, 0 for background), sorted by gene."""
         random = generator(self.tissue.seed, "molecules", by, bx)
-        box = (by * BLOCK_PX, bx * BLOCK_PX, (by + 1) * BLOCK_PX, (bx + 1) * BLOCK_PX)
+        box = block_box(by, bx)
         numbers, nuclei = self.tissue.labels(box)
         table = self.tissue.cells(box)
         index = table.index(numbers)

@@ -11,8 +11,8 @@ import numpy as np
 from istseg.grid import Box
 from istseg.simulate.panel import TYPES, parameter
 from istseg.simulate.randomness import Field, generator
-from istseg.simulate.seeds import BLOCK_UM, PIXEL_UM
-from istseg.simulate.tissue import CellTable, Tissue, _edges, _grow
+from istseg.simulate.seeds import BLOCK_UM, PIXEL_UM, block_box, blocks_of, grow
+from istseg.simulate.tissue import CellTable, Tissue, edges_of
 
 NUCLEUS_STAIN = "DAPI"
 _CYTOPLASM_STAINS = ("polyt", "rrna", "18s", "cytoplasm", "g")
@@ -75,9 +75,7 @@ class Optics:
     def light(self, box: Box) -> np.ndarray:
         """(planes, stains, y, x) float32 of a box in geometry pixels; about 1 where a stain is strong."""
         # Haze is made on every eighth pixel of the plane: the window starts on one, wherever the box lies.
-        window = tuple(v // _HAZE_STEP * _HAZE_STEP for v in _grow(box, _HALO_PX)[:2]) + tuple(
-            -(-v // _HAZE_STEP) * _HAZE_STEP for v in _grow(box, _HALO_PX)[2:]
-        )
+        window = tuple(v // _HAZE_STEP * _HAZE_STEP for v in grow(box, _HALO_PX)[:2]) + tuple(-(-v // _HAZE_STEP) * _HAZE_STEP for v in grow(box, _HALO_PX)[2:])
         numbers, nuclei = self.tissue.labels(window)
         table = self.tissue.cells(window)
         index = table.index(numbers)
@@ -105,7 +103,7 @@ class Optics:
     def _ring(self, scene: _Scene, stain: int) -> np.ndarray:
         table = scene.table
         gain = scene.of_cell(self._gains[stain][table["kind"]] * table["brightness"][:, 1])
-        edges = _edges(scene.index)
+        edges = edges_of(scene.index)
         rim = cv2.dilate(edges, np.ones((3, 3), np.uint8)).astype(np.float32)
         rim *= 0.9 + 0.1 * np.tanh(self._patches[stain].grid(*scene.axes))
         cell = (scene.index < table.size).astype(np.float32)
@@ -138,7 +136,7 @@ class Optics:
         gain = scene.of_cell(parameter("cytoplasm")[table["kind"]] * table["brightness"][:, 2]) * 0.8
         cell = (scene.index < table.size).astype(np.float32)
         inside = (scene.nuclei > 0).astype(np.float32)
-        thick = 0.35 + 0.65 * _blur(cell * (_edges(scene.index) == 0), 0.55)
+        thick = 0.35 + 0.65 * _blur(cell * (edges_of(scene.index) == 0), 0.55)
         around = _blur(inside, 1.4)
         grain = 1 + 0.20 * self._grain.grid(*scene.axes) + 0.14 * self._mottle.grid(*scene.axes)
         body = gain * cell * np.maximum(grain, 0.2) * thick * (0.75 + 0.5 * around) * (1 - 0.45 * inside)
@@ -160,10 +158,11 @@ class Optics:
         """Out-of-focus nuclei of other planes of a block: (n, 6) x, y, radius, stretch, angle, brightness; µm."""
         random = generator(self.tissue.seed, "ghosts", by, bx)
         n = random.poisson(_GHOSTS_PER_BLOCK)
+        top, left = (v * PIXEL_UM for v in block_box(by, bx)[:2])
         ghosts = np.column_stack(
             [
-                (bx + random.random(n)) * BLOCK_UM,
-                (by + random.random(n)) * BLOCK_UM,
+                left + random.random(n) * BLOCK_UM,
+                top + random.random(n) * BLOCK_UM,
                 random.uniform(2.2, 4.2, n),
                 random.uniform(1, 1.5, n),
                 random.uniform(0, np.pi, n),
@@ -174,9 +173,9 @@ class Optics:
 
     def _ghost_light(self, window: Box) -> np.ndarray:
         light = np.zeros((window[2] - window[0], window[3] - window[1]), np.float32)
-        size = BLOCK_UM / PIXEL_UM
-        for by in range(int((window[0] - 60) // size), int((window[2] + 60) // size) + 1):
-            for bx in range(int((window[1] - 60) // size), int((window[3] + 60) // size) + 1):
+        by0, bx0, by1, bx1 = blocks_of(grow(window, 60))
+        for by in range(by0, by1):
+            for bx in range(bx0, bx1):
                 for x, y, radius, stretch, angle, brightness in self.ghosts(by, bx):
                     _add_blob(light, x / PIXEL_UM - window[1], y / PIXEL_UM - window[0], radius / PIXEL_UM, stretch, angle, brightness)
         return light

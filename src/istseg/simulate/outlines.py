@@ -9,8 +9,8 @@ import numpy as np
 import shapely
 
 from istseg.artifacts.labels import outlines_of
-from istseg.simulate.seeds import BLOCK_PX, PIXEL_UM, block_of
-from istseg.simulate.tissue import _REACH_PX, Tissue, _grow
+from istseg.simulate.seeds import PIXEL_UM, block_box, block_of, grow
+from istseg.simulate.tissue import REACH_PX, Tissue
 
 _MIN_CELL_UM2 = 10.0
 _MIN_NUCLEUS_UM2 = 4.0
@@ -46,7 +46,7 @@ class Outlines:
         return known[inverse]
 
     def _truth(self, by: int, bx: int) -> Truth:
-        box = _grow(_box(by, bx), _REACH_PX)
+        box = grow(block_box(by, bx), REACH_PX)
         numbers, nuclei = self.tissue.labels(box)
         table = self.tissue.cells(box)
         index = table.index(numbers)
@@ -61,7 +61,7 @@ class Outlines:
 
     def _vendor(self, by: int, bx: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and polygons of the instrument's cells."""
-        box = _grow(_box(by, bx), 2 * _REACH_PX)
+        box = grow(block_box(by, bx), 2 * REACH_PX)
         labels = self.tissue.vendor_labels(box)
         table = self.tissue.cells(box)
         index = table.index(labels)
@@ -86,10 +86,6 @@ class Outlines:
             polygons[i] = max(parts, key=shapely.area) if len(parts) else shapely.Polygon()
         large = shapely.area(polygons) >= min_area
         return rows[large], shapely.orient_polygons(polygons[large])
-
-
-def _box(by: int, bx: int) -> tuple[int, int, int, int]:
-    return by * BLOCK_PX, bx * BLOCK_PX, (by + 1) * BLOCK_PX, (bx + 1) * BLOCK_PX
 
 
 def _owned(numbers: np.ndarray, by: int, bx: int) -> np.ndarray:

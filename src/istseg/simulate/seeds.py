@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import norm
 
+from istseg.grid import Box
 from istseg.simulate.panel import TYPES, ZONES, parameter
 from istseg.simulate.randomness import Field, generator
 
@@ -16,11 +17,30 @@ BLOCK_PX = 512
 BLOCK_UM = BLOCK_PX * PIXEL_UM
 EXTENT_UM = 17.0
 """No cell reaches further from its seed."""
+_MARGIN_PX = 112
 _CANDIDATES = 1500
+_BATCH = 200
 _MAX_AXIS_UM = 11.0
 _CORNER_SHARE = 0.65  # of the empty area; the rest are holes inside the tissue
 
 Cells = dict[str, np.ndarray]
+
+
+def block_box(by: int, bx: int) -> Box:
+    """Box of a block in geometry pixels. The lattice begins outside of the mosaic, so that cells at its edge are whole."""
+    y, x = by * BLOCK_PX - _MARGIN_PX, bx * BLOCK_PX - _MARGIN_PX
+    return y, x, y + BLOCK_PX, x + BLOCK_PX
+
+
+def blocks_of(box: Box) -> Box:
+    """Blocks [by0, by1) × [bx0, bx1) that a box in geometry pixels touches, as (by0, bx0, by1, bx1)."""
+    y0, x0, y1, x1 = (v + _MARGIN_PX for v in box)
+    return y0 // BLOCK_PX, x0 // BLOCK_PX, -(-y1 // BLOCK_PX), -(-x1 // BLOCK_PX)
+
+
+def grow(box: Box, by: int) -> Box:
+    """The box, wider by so many pixels on every side."""
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
 class Layout:
@@ -36,6 +56,7 @@ class Layout:
 
     def __init__(self, seed: int, width_um: float, height_um: float, empty_fraction: float):
         self.width, self.height = width_um, height_um
+        self.blocks = tuple(-(-(int(np.ceil(size / PIXEL_UM)) + 2 * _MARGIN_PX) // BLOCK_PX) for size in (height_um, width_um))
         corner = _CORNER_SHARE * empty_fraction
         self._cut = np.sqrt(2 * corner) if corner <= 0.5 else 2 - np.sqrt(2 * (1 - corner))
         self._slope = np.hypot(1 / width_um, 1 / height_um)
@@ -43,6 +64,10 @@ class Layout:
         self._edge = Field(seed, "edge", 12.0)
         self._holes = Field(seed, "holes", 16.0)
         self._zones = (Field(seed, "zone", 34.0), Field(seed, "zone2", 34.0))
+
+    def holds(self, by: int, bx: int) -> bool:
+        """Whether the block can matter for the mosaic; the others are empty."""
+        return 0 <= by < self.blocks[0] and 0 <= bx < self.blocks[1]
 
     def empty_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """(n,) bool."""
@@ -73,7 +98,7 @@ class Seeds:
 
     def __init__(self, seed: int, layout: Layout, degraded_fraction: float):
         self.seed, self.layout, self.degraded_fraction = seed, layout, degraded_fraction
-        self.block = lru_cache(maxsize=512)(self._block)
+        self.block = lru_cache(maxsize=1024)(self._block)
         self._radius, self._spread, self._elongation, self._packing = (parameter(n) for n in ("radius", "spread", "elongation", "packing"))
 
     def near(self, by0: int, bx0: int, by1: int, bx1: int) -> Cells:
@@ -83,28 +108,20 @@ class Seeds:
 
     def _block(self, by: int, bx: int) -> Cells:
         random = generator(self.seed, "seeds", by, bx)
-        candidates = self._candidates(random, by, bx)
+        candidates = self._candidates(random, by, bx, _CANDIDATES if self.layout.holds(by, bx) else 0)
         alive = ~self.layout.empty_at(candidates["x"], candidates["y"])
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
-                if _colour(by + dy, bx + dx) < _colour(by, bx):
-                    alive &= ~_conflicts(candidates, _close(self.block(by + dy, bx + dx), by, bx)).any(axis=1)
-        candidates = {key: value[alive] for key, value in candidates.items()}
-        blocked = _conflicts(candidates, candidates)
-        taken: list[int] = []
-        free = np.ones(len(blocked), bool)
-        for i in range(len(blocked)):
-            if free[i]:
-                taken.append(i)
-                free &= ~blocked[i]
-        cells = {key: value[taken] for key, value in candidates.items()}
-        cells["number"] = number_of(by, bx, np.arange(len(taken)))
+                if self.layout.holds(by + dy, bx + dx) and _colour(by + dy, bx + dx) < _colour(by, bx):
+                    alive &= ~_blocked(candidates, _close(self.block(by + dy, bx + dx), by, bx))
+        cells = _adsorb(_rows(candidates, alive))
+        cells["number"] = number_of(by, bx, np.arange(len(cells["x"])))
         return cells
 
-    def _candidates(self, random: np.random.Generator, by: int, bx: int) -> Cells:
-        n = _CANDIDATES
-        x = (bx + random.random(n)) * BLOCK_UM
-        y = (by + random.random(n)) * BLOCK_UM
+    def _candidates(self, random: np.random.Generator, by: int, bx: int, n: int) -> Cells:
+        top, left = (v * PIXEL_UM for v in block_box(by, bx)[:2])
+        x = left + random.random(n) * BLOCK_UM
+        y = top + random.random(n) * BLOCK_UM
         zone = self.layout.zone_at(x, y)
         draw = random.random(n)
         kind = np.zeros(n, np.int64)
@@ -155,6 +172,7 @@ def name_of(number: int) -> str:
 
 
 def block_of(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(by, bx) of the block that a cell's seed lies in."""
     return (number >> 20) - 8, ((number >> 10) & 1023) - 8
 
 
@@ -163,10 +181,37 @@ def _colour(by: int, bx: int) -> int:
 
 
 def _close(cells: Cells, by: int, bx: int) -> Cells:
+    """Those that can be in the way of a candidate of the block."""
+    y0, x0, y1, x1 = (v * PIXEL_UM for v in block_box(by, bx))
     reach = 2 * _MAX_AXIS_UM * 1.1
-    near = (cells["x"] > bx * BLOCK_UM - reach) & (cells["x"] < (bx + 1) * BLOCK_UM + reach)
-    near &= (cells["y"] > by * BLOCK_UM - reach) & (cells["y"] < (by + 1) * BLOCK_UM + reach)
-    return {key: value[near] for key, value in cells.items()}
+    x, y = cells["x"], cells["y"]
+    return _rows(cells, (x > x0 - reach) & (x < x1 + reach) & (y > y0 - reach) & (y < y1 + reach))
+
+
+def _rows(cells: Cells, which: np.ndarray) -> Cells:
+    return {key: value[which] for key, value in cells.items()}
+
+
+def _adsorb(candidates: Cells) -> Cells:
+    """One candidate after the other is taken unless a taken one is in its way; done in batches, which gives the same."""
+    taken: list[Cells] = []
+    while len(candidates["x"]):
+        batch, candidates = ({k: v[part] for k, v in candidates.items()} for part in (slice(_BATCH), slice(_BATCH, None)))
+        conflicts = _conflicts(batch, batch)
+        free = np.ones(len(conflicts), bool)
+        chosen = []
+        for i in range(len(conflicts)):
+            if free[i]:
+                chosen.append(i)
+                free &= ~conflicts[i]
+        taken.append(_rows(batch, np.array(chosen)))
+        candidates = _rows(candidates, ~_blocked(candidates, taken[-1]))
+    return {key: np.concatenate([t[key] for t in taken]) for key in candidates} if taken else candidates
+
+
+def _blocked(a: Cells, b: Cells) -> np.ndarray:
+    """(n,) bool: too close to any of `b`."""
+    return _conflicts(a, b).any(axis=1)
 
 
 def _conflicts(a: Cells, b: Cells) -> np.ndarray:

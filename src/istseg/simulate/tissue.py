@@ -11,9 +11,9 @@ from skimage.measure import label as connected
 
 from istseg.grid import Box
 from istseg.simulate.randomness import Field
-from istseg.simulate.seeds import BLOCK_PX, BLOCK_UM, EXTENT_UM, PIXEL_UM, Cells, Layout, Seeds
+from istseg.simulate.seeds import BLOCK_PX, EXTENT_UM, PIXEL_UM, Cells, Layout, Seeds, block_box, blocks_of, grow
 
-_REACH_PX = int(np.ceil(EXTENT_UM / PIXEL_UM)) + 1
+REACH_PX = int(np.ceil(EXTENT_UM / PIXEL_UM)) + 1
 _MIN_CELL_UM2 = 12.0
 _MIN_NUCLEUS_UM2 = 6.0
 _VENDOR_GROW_UM = 2.2
@@ -44,26 +44,27 @@ class Tissue:
             (Field(seed, "warp_fine", 1.8), 0.16),
             (Field(seed, "warp_fine", 1.8, 1), 0.16),
         ]
-        self.raw = lru_cache(maxsize=80)(self._raw)
-        self.block = lru_cache(maxsize=60)(self._block)
-        self.vendor = lru_cache(maxsize=40)(self._vendor)
+        self.raw = lru_cache(maxsize=60)(self._raw)
+        self.block = lru_cache(maxsize=100)(self._block)
+        self.vendor = lru_cache(maxsize=64)(self._vendor)
 
     def labels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Cell numbers int32 and nucleus index uint8 (0 none, 1, 2) of a box (y0, x0, y1, x1) in geometry pixels."""
-        return _assemble(lambda by, bx: self.block(by, bx)[0], box), _assemble(lambda by, bx: self.block(by, bx)[1], box)
+        holds = self.layout.holds
+        return _assemble(lambda by, bx: self.block(by, bx)[0], holds, np.int32, box), _assemble(lambda by, bx: self.block(by, bx)[1], holds, np.uint8, box)
 
     def vendor_labels(self, box: Box) -> np.ndarray:
         """int32 labels of the instrument's own segmentation: nuclei widened by 2.2 µm, some merged, some missed. Numbers are those of a cell of the truth."""
-        return _assemble(self.vendor, box)
+        return _assemble(self.vendor, self.layout.holds, np.int32, box)
 
     def cells(self, box: Box) -> CellTable:
         """Seeds of all cells that can touch a box in geometry pixels."""
-        y0, x0, y1, x1 = _blocks(_grow(box, _REACH_PX))
+        y0, x0, y1, x1 = blocks_of(grow(box, REACH_PX))
         return CellTable(self.seeds, y0, x0, y1, x1)
 
     def _raw(self, by: int, bx: int) -> np.ndarray:
         """Every pixel goes to the cell whose lobed ellipse it lies deepest in."""
-        y0, x0 = by * BLOCK_PX, bx * BLOCK_PX
+        y0, x0 = block_box(by, bx)[:2]
         ys, xs = _centres(y0, BLOCK_PX), _centres(x0, BLOCK_PX)
         warps = [field.grid(ys, xs) * np.float32(size) for field, size in self._warps]
         wx = xs.astype(np.float32)[None, :] + warps[0] + warps[2]
@@ -87,52 +88,55 @@ class Tissue:
 
     def _block(self, by: int, bx: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels without loose pieces and tiny cells; nuclei. A window wide enough holds every cell of the block whole."""
-        halo = 2 * _REACH_PX
-        box = _grow((by * BLOCK_PX, bx * BLOCK_PX, (by + 1) * BLOCK_PX, (bx + 1) * BLOCK_PX), halo)
-        raw = _assemble(self.raw, box)
+        halo = 2 * REACH_PX
+        box = grow(block_box(by, bx), halo)
+        raw = _assemble(self.raw, self.layout.holds, np.int32, box)
         table = self.cells(box)
         index = table.index(raw)
         index = _largest_parts(index, table.size, _MIN_CELL_UM2 / PIXEL_UM**2)
-        nuclei = self._nuclei(index, box, table)
-        inner = np.s_[halo:-halo, halo:-halo]
-        return np.append(table["number"], 0).astype(np.int32)[index[inner]], nuclei[inner]
+        # A nucleus is narrower than REACH_PX: what touches the block lies inside half the halo.
+        half = halo - REACH_PX
+        nuclei = self._nuclei(index, half, table)[REACH_PX:-REACH_PX, REACH_PX:-REACH_PX]
+        return np.append(table["number"], 0).astype(np.int32)[index[halo:-halo, halo:-halo]], nuclei
 
-    def _nuclei(self, index: np.ndarray, box: Box, table: CellTable) -> np.ndarray:
-        """uint8 nucleus index of each pixel. `index` holds rows of `table`, `table.size` for none."""
-        n, shape = table.size, index.shape
-        yy, xx = np.divmod(np.arange(index.size), shape[1])
-        flat = index.ravel()
-        area = np.maximum(np.bincount(flat, minlength=n + 1), 1)
-        cy = np.bincount(flat, yy, n + 1) / area
-        cx = np.bincount(flat, xx, n + 1) / area
-        border = cv2.dilate(_edges(index), np.ones((3, 3), np.uint8)) > 0
-        inside = np.flatnonzero((flat < n) & ~border.ravel())
-        key = flat[inside]
-        nuclei = np.zeros(index.size, np.uint8)
-        radius = table["nucleus"] * np.sqrt(area[:n] / np.pi)
+    def _nuclei(self, index: np.ndarray, trim: int, table: CellTable) -> np.ndarray:
+        """uint8 nucleus index of each pixel, `trim` pixels narrower on every side than `index`, which holds rows of `table`, `table.size` for none."""
+        n = table.size
+        area, cy, cx = _centroids(index, n)
+        index = np.ascontiguousarray(index[trim:-trim, trim:-trim])
+        border = cv2.dilate(edges_of(index), np.ones((3, 3), np.uint8))
+        inside = np.flatnonzero((index < n) & (border == 0))
+        key = index.ravel()[inside]
+        yy, xx = (v.astype(np.float32) for v in np.divmod(inside, index.shape[1]))
+        radius = table["nucleus"] * np.sqrt(area / np.pi)
         double = table["n_nuclei"] == 2
+        angle, stretch = table["angle"] + table["nucleus_turn"], np.sqrt(table["nucleus_elongation"])
+        size = radius * np.where(double, 0.74, 1.0)
+        offset = table["nucleus_offset"] * radius[:, None] * 0.9
+        nuclei = np.zeros(index.size, np.uint8)
         for which in (0, 1):
-            offset = table["nucleus_offset"] * radius[:, None] * 0.9
             side = np.where(double, (1 - 2 * which) * 0.85 * radius * 0.74, 0.0)
-            oy = cy[:n] + offset[:, 1] + side * np.sin(table["angle"])
-            ox = cx[:n] + offset[:, 0] + side * np.cos(table["angle"])
-            size = radius * np.where(double, 0.74, 1.0)
-            angle = table["angle"] + table["nucleus_turn"]
-            stretch = np.sqrt(table["nucleus_elongation"])
-            has = (table["n_nuclei"] > which) & (area[:n] > 1)
-            dy, dx = yy[inside] - oy[key], xx[inside] - ox[key]
-            c, s = np.cos(angle)[key], np.sin(angle)[key]
-            wobble = 1 + 0.05 * np.sin(3 * np.arctan2(dy, dx) + 40 * table["vendor_draw"][key])
-            rho = np.hypot((c * dx + s * dy) / (size * stretch)[key], (c * dy - s * dx) / (size / stretch)[key])
-            nuclei[inside[(rho < wobble) & has[key] & (nuclei[inside] == 0)]] = which + 1
-        nuclei = nuclei.reshape(shape)
-        both = np.where(nuclei > 0, index.astype(np.int64) * 2 + nuclei - 1, 2 * n).astype(np.int32)
+            has = (table["n_nuclei"] > which) & (area > 1)
+            oy = np.where(has, cy - trim + offset[:, 1] + side * np.sin(table["angle"]), -1e6)
+            ox = cx - trim + offset[:, 0] + side * np.cos(table["angle"])
+            pixels = np.flatnonzero(has[key]) if which else np.arange(len(key))
+            k = key[pixels]
+            per_cell = np.stack(
+                [oy, ox, np.cos(angle) / (size * stretch), np.sin(angle) / (size * stretch), np.cos(angle) / (size / stretch), np.sin(angle) / (size / stretch)]
+            )
+            py, px, ca, sa, cb, sb = per_cell.astype(np.float32)[:, k]
+            dy, dx = yy[pixels] - py, xx[pixels] - px
+            hit = (ca * dx + sa * dy) ** 2 + (cb * dy - sb * dx) ** 2 < 1
+            target = inside[pixels[hit]]
+            nuclei[target[nuclei[target] == 0]] = which + 1
+        nuclei = nuclei.reshape(index.shape)
+        both = np.where(nuclei > 0, index * 2 + nuclei - 1, 2 * n).astype(np.int32)
         both = _largest_parts(both, 2 * n, _MIN_NUCLEUS_UM2 / PIXEL_UM**2)
         return np.where(both < 2 * n, both % 2 + 1, 0).astype(np.uint8)
 
     def _vendor(self, by: int, bx: int) -> np.ndarray:
-        grow = int(np.ceil(_VENDOR_GROW_UM / PIXEL_UM)) + 2
-        box = _grow((by * BLOCK_PX, bx * BLOCK_PX, (by + 1) * BLOCK_PX, (bx + 1) * BLOCK_PX), grow)
+        halo = int(np.ceil(_VENDOR_GROW_UM / PIXEL_UM)) + 2
+        box = grow(block_box(by, bx), halo)
         numbers, nuclei = self.labels(box)
         distance, nearest = cv2.distanceTransformWithLabels((nuclei == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
         of_pixel = np.zeros(int(nearest.max()) + 1, np.int32)
@@ -141,7 +145,7 @@ class Tissue:
         renamed = np.append(self._vendor_numbers(table), 0).astype(np.int32)
         labels = renamed[table.index(of_pixel[nearest])]
         labels[(distance > _VENDOR_GROW_UM / PIXEL_UM) | (nuclei.max() == 0)] = 0
-        return labels[grow:-grow, grow:-grow]
+        return labels[halo:-halo, halo:-halo]
 
     def _vendor_numbers(self, table: CellTable) -> np.ndarray:
         """What number the instrument gives to a cell: 0 missed, another cell's where it merges them, else its own."""
@@ -178,34 +182,26 @@ class CellTable:
         return np.where(numbers > 0, rows, self.size).astype(np.int32)
 
 
-def _assemble(part: Callable[[int, int], np.ndarray], box: Box) -> np.ndarray:
+def _assemble(part: Callable[[int, int], np.ndarray], holds: Callable[[int, int], bool], dtype: type, box: Box) -> np.ndarray:
+    """The box from its blocks; 0 where there are none."""
     y0, x0, y1, x1 = box
-    by0, bx0, by1, bx1 = _blocks(box)
-    whole = None
+    by0, bx0, by1, bx1 = blocks_of(box)
+    whole = np.zeros((y1 - y0, x1 - x0), dtype)
     for by in range(by0, by1):
         for bx in range(bx0, bx1):
-            block = part(by, bx)
-            if whole is None:
-                whole = np.empty((y1 - y0, x1 - x0), block.dtype)
-            top, left = by * BLOCK_PX, bx * BLOCK_PX
-            ya, yb, xa, xb = max(y0, top), min(y1, top + BLOCK_PX), max(x0, left), min(x1, left + BLOCK_PX)
-            whole[ya - y0 : yb - y0, xa - x0 : xb - x0] = block[ya - top : yb - top, xa - left : xb - left]
+            if not holds(by, bx):
+                continue
+            top, left, bottom, right = block_box(by, bx)
+            ya, yb, xa, xb = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
+            whole[ya - y0 : yb - y0, xa - x0 : xb - x0] = part(by, bx)[ya - top : yb - top, xa - left : xb - left]
     return whole
-
-
-def _blocks(box: Box) -> Box:
-    return box[0] // BLOCK_PX, box[1] // BLOCK_PX, -(-box[2] // BLOCK_PX), -(-box[3] // BLOCK_PX)
-
-
-def _grow(box: Box, by: int) -> Box:
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
 def _centres(start: int, n: int) -> np.ndarray:
     return (start + np.arange(n) + 0.5) * PIXEL_UM
 
 
-def _edges(index: np.ndarray) -> np.ndarray:
+def edges_of(index: np.ndarray) -> np.ndarray:
     """uint8, 1 on both sides of every border between different values."""
     edges = np.zeros(index.shape, np.uint8)
     down = index[1:] != index[:-1]
@@ -215,6 +211,14 @@ def _edges(index: np.ndarray) -> np.ndarray:
     edges[:, 1:] |= across
     edges[:, :-1] |= across
     return edges
+
+
+def _centroids(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of pixels, mean row and mean column of each of the values 0..n−1: (n,) float64; 1, 0, 0 where a value does not occur."""
+    flat = index.ravel()
+    area = np.maximum(np.bincount(flat, minlength=n + 1), 1)[:n]
+    yy, xx = np.divmod(np.arange(index.size, dtype=np.int32), np.int32(index.shape[1]))
+    return area, np.bincount(flat, yy, n + 1)[:n] / area, np.bincount(flat, xx, n + 1)[:n] / area
 
 
 def _largest_parts(index: np.ndarray, background: int, min_pixels: float) -> np.ndarray:
