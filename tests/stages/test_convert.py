@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import raw_fixtures as fx
 import tifffile
 
+import raw_fixtures as fx
 from istseg.artifacts import spatial
 from istseg.artifacts.sample import Sample, apply_affine
 from istseg.errors import InputError

@@ -120,7 +120,8 @@ class _Level:
         """Keep rows; give the full chunk rows that were written."""
         height = sum(r.shape[1] for r in self._waiting) + rows.shape[1]
         if height < CHUNK:
-            self._waiting.append(rows)
+            # A copy: strips may share memory.
+            self._waiting.append(rows.copy())
             return []
         if height > CHUNK:
             raise ValueError(f"strips must be {CHUNK} rows high and not reach across a row of chunks")

@@ -198,6 +198,8 @@ class RawSample(abc.ABC):
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """Give the mosaic from top to bottom as uint8/uint16 (c, h, x) strips of `rows` rows (the last one may be lower); each raw pixel is read once.
 
+        A strip is valid until the next one: they may share memory.
+
         `scratch` is an existing folder for decoded images that cannot be read in part.
         """
 

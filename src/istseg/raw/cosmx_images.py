@@ -81,7 +81,7 @@ class Pages:
 
 
 def stitch(open_fov: object, origins: dict[int, tuple[int, int]], shape: tuple[int, int, int], image: tuple[int, int], rows: int) -> Iterator[np.ndarray]:
-    """Strips (c, h, x) uint16 of the mosaic, from top to bottom.
+    """Strips (c, h, x) uint16 of the mosaic, from top to bottom; a strip is valid until the next one.
 
     Where FOVs overlap, a pixel is that of the lowest-numbered FOV that is not 0 there in every stain: the result does not depend on the order of reading.
 
@@ -101,9 +101,11 @@ def stitch(open_fov: object, origins: dict[int, tuple[int, int]], shape: tuple[i
     open_now: dict[int, object] = {}
     crossing = {f for f, (y, x) in origins.items() for g, (v, u) in origins.items() if g < f and abs(y - v) < image[0] and abs(x - u) < image[1]}
     try:
+        buffer = np.empty((shape[0], min(rows, shape[1]), shape[2]), np.uint16)
         for y0 in range(0, shape[1], rows):
             y1 = min(y0 + rows, shape[1])
-            strip = np.zeros((shape[0], y1 - y0, shape[2]), np.uint16)
+            strip = buffer[:, : y1 - y0]
+            strip[:] = 0
             for fov, (top, left) in sorted(origins.items()):
                 lo, hi = max(y0, top), min(y1, top + image[0])
                 if lo >= hi:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _VALUES = 1 << 16
-_PIECE = 1 << 20
+_PIECE = 1 << 19
 
 
 class Histograms:
@@ -24,9 +24,9 @@ class Histograms:
 
     def add(self, strip: np.ndarray) -> None:
         """Add a strip (c, h, x) uint16."""
-        flat = strip.reshape(strip.shape[0], -1)
-        for start in range(0, flat.shape[1], _PIECE):
-            piece = flat[:, start : start + _PIECE]
+        rows = max(1, _PIECE // strip.shape[2])
+        for y in range(0, strip.shape[1], rows):
+            piece = strip[:, y : y + rows].reshape(strip.shape[0], -1)
             empty = piece.shape[1] - int(np.count_nonzero(np.bitwise_or.reduce(piece, axis=0)))
             for counts, values in zip(self.counts, piece, strict=True):
                 counts += np.bincount(values, minlength=_VALUES)

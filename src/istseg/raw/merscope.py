@@ -125,9 +125,10 @@ class MerscopeSample(RawSample):
         facts = self.facts
         readers = [[tiffs.PageReader(self._pages[c.name, z]) for z in c.planes] for c in facts.channels]
         try:
+            buffer = np.empty((len(readers), min(rows, facts.height_px), facts.width_px), np.uint16)
             for y0 in range(0, facts.height_px, rows):
                 y1 = min(y0 + rows, facts.height_px)
-                strip = np.empty((len(readers), y1 - y0, facts.width_px), np.uint16)
+                strip = buffer[:, : y1 - y0]
                 for target, planes in zip(strip, readers, strict=True):
                     target[:] = planes[0].rows(y0, y1)
                     for reader in planes[1:]:

@@ -15,9 +15,7 @@ from istseg.artifacts.sample import apply_affine
 BAND_UM = 250.0
 MAX_MICRON = 1e7
 """Coordinates beyond 10 m are no coordinates."""
-_FLUSH_ROWS = 1 << 16
-_MAX_WAITING = 1 << 20
-_GROUP_ROWS = 1 << 18
+_GROUP_ROWS = 1 << 17
 _SPOOL = pa.schema(
     [("x", pa.float64()), ("y", pa.float64()), ("z", pa.float32()), ("gene", pa.int32()), ("transcript_id", pa.int64()), ("vendor_cell", pa.string())]
 )
@@ -52,8 +50,6 @@ class PointsWriter:
         self._parts, self._affine, self._shape, self._pixel = parts, micron_to_pixel, shape_px, pixel_size_um
         self._spools = [scratch / f"band.{i}.arrow" for i in range(len(self.bands))]
         self._writers = [pa.ipc.new_stream(pa.OSFile(str(p), "wb"), _SPOOL, options=pa.ipc.IpcWriteOptions(compression="lz4")) for p in self._spools]
-        self._waiting: list[list[pa.Table]] = [[] for _ in self.bands]
-        self._rows = np.zeros(len(self.bands), int)
         self._genes: dict[str, int] = {}
         self._is_control: list[bool] = []
         self._density_px = density_px
@@ -86,7 +82,6 @@ class PointsWriter:
 
     def close(self) -> tuple[list[str], list[str]]:
         """Write the parts; give the genes and the controls, sorted."""
-        self._flush(1)
         for writer in self._writers:
             writer.close()
         controls = sorted(g for g, c in self._genes.items() if self._is_control[c])
@@ -125,20 +120,8 @@ class PointsWriter:
         return np.array([self._genes[n] for n in names], np.int32)[local]
 
     def _spread(self, rows: pa.Table, band: np.ndarray) -> None:
-        order = np.argsort(band, kind="stable")
-        rows = rows.take(pa.array(order))
-        ends = np.searchsorted(band[order], np.arange(len(self.bands) + 1))
-        for i, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-            if end > start:
-                self._waiting[i].append(rows.slice(start, end - start))
-                self._rows[i] += end - start
-        self._flush(_FLUSH_ROWS if self._rows.sum() < _MAX_WAITING else 1)
-
-    def _flush(self, at_least: int) -> None:
-        for i in np.flatnonzero(self._rows >= at_least):
-            self._writers[i].write_table(pa.concat_tables(self._waiting[i]).combine_chunks())
-            self._waiting[i] = []
-            self._rows[i] = 0
+        for i in np.unique(band):
+            self._writers[i].write_table(rows.take(pa.array(np.flatnonzero(band == i))).combine_chunks())
 
 
 def _known_plane(table: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from istseg.errors import InputError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 SAMPLE_BYTES = 4 << 20
 SAMPLE_PLACES = 5
 _NULLS = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
