@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from network_fixtures import BASE_MODEL
-from training_fixtures import write_patches
-
 from istseg.artifacts.files import sha256
 from istseg.errors import DeviceError, InputError
 from istseg.network import weights
 from istseg.stages import train
+from network_fixtures import BASE_MODEL
+from training_fixtures import write_patches
 
 SETTINGS = dict(
     name="tuned", base=str(BASE_MODEL), base_sha256=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25, validation_fraction=0.1,

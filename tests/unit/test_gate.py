@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training_fixtures import patch_of, tissue
-
 from istseg.artifacts.patches import Patch
 from istseg.network.gate import MIN_CELLS, Tally, decide, judge
+from training_fixtures import patch_of, tissue
 
 SIZE = 96
 

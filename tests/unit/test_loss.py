@@ -9,7 +9,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_fixtures
-
 from istseg.network.loss import loss_sums
 from istseg.network.unet import Rna2Seg
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training_fixtures import OVERLAP, SIZE, STRIDE, patch_of, tissue, write_patches
-
 from istseg.errors import InputError
 from istseg.network import training, weights
 from istseg.network.dataset import MIN_PATCHES, PatchRef, PatchStore, find_patches, outside, split, thin, window_box
 from istseg.network.training import Recipe, fit, rate_at
+from training_fixtures import OVERLAP, SIZE, STRIDE, patch_of, tissue, write_patches
 
 TINY = Recipe(epochs=3, batch_size=2, crop_wpx=64, learning_rate=1e-3, seed=1, freeze_norm=False)
 
