@@ -85,7 +85,7 @@ def merscope(
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     if path.suffix == ".parquet":
-        frame.to_parquet(path, index=False)
+        frame.astype({"gene": "category"} if "gene" in frame else {}).to_parquet(path, index=False)
     elif path.suffix == ".gz":
         with gzip.open(path, "wt") as stream:
             frame.to_csv(stream, index=False)

@@ -93,7 +93,7 @@ def pixel_um(offsets: list[dict[int, float]], positions: dict[int, tuple[float, 
             a, b = np.array([fitted[f] for f in shared]), np.array([positions[f][axis] for f in shared])
             px.append(a - a.mean())
             mm.append(b - b.mean())
-    if not px or np.abs(np.concatenate(px)).max() < 100:
+    if not px or np.abs(np.concatenate(px)).max() < 50:
         return None
     a, b = np.concatenate(px), np.concatenate(mm)
     slope = abs(float(a @ b / (a @ a))) * 1000

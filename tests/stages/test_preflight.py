@@ -1,0 +1,174 @@
+"""preflight: what it resolves, the machine it checks, that it is quick and that convert agrees with it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import raw_fixtures as fx
+from istseg import parameters, samplesheet
+from istseg.artifacts.preflight import Preflight
+from istseg.artifacts.sample import Sample
+from istseg.errors import InputError
+from istseg.stages import convert, preflight
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sheet(folder: Path, *rows: str, header: str = "sample,platform,path") -> Path:
+    path = folder / "sheet.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_what_it_says_is_what_convert_does(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m", stains=("DAPI", "PolyT", "Mbp"))
+    fx.cosmx(tmp_path / "c")
+    path = sheet(tmp_path, "brain,merscope,m,PolyT,,1-2", f"lung,cosmx,{tmp_path / 'c'},,1;2,", header="sample,platform,path,membrane_stains,fovs,z_planes")
+    preflight.run(samplesheet=path, out=tmp_path / "out", disk=tmp_path)
+    found = Preflight.read(tmp_path / "out" / "preflight.json")
+    brain, lung = found.samples
+    convert.run(raw=tmp_path / "m", sample="brain", platform="merscope", out=tmp_path / "b", membrane_stains="PolyT", z_planes="1-2")
+    convert.run(raw=tmp_path / "c", sample="lung", platform="cosmx", out=tmp_path / "l", fovs="1;2")
+    for told, folder in ((brain, "b"), (lung, "l")):
+        made = Sample.read(tmp_path / folder / "sample.json")
+        assert (told.height_px, told.width_px, told.generation) == (made.height_px, made.width_px, made.details["generation"])
+        assert told.pixel_size_um == made.pixel_size_um
+        assert told.micron_to_pixel == made.micron_to_pixel
+        assert [(s["name"], s["role"]) for s in told.stains] == [(s.name, s.role) for s in made.stains]
+        assert told.transcripts["sampled"] == made.transcripts["total"], "a small table is looked at in full"
+        assert told.transcripts["inside_fraction"] == pytest.approx(1 - made.transcripts["outside_image"] / made.transcripts["total"])
+        size = sum(f.stat().st_size for f in (tmp_path / folder).rglob("*") if f.is_file())
+        assert told.disk_bytes > 0.5 * size, "the estimate is not below what is written"
+    assert brain.stains[0]["planes"] == [1, 2]
+    assert lung.evidence["orientation"]["agreement"]["y"] == 1
+    assert found.machine["device"] == "cpu"
+    assert found.machine["disk_needed_bytes"] == 2 * (brain.disk_bytes + lung.disk_bytes)
+
+
+def test_parameters_count_where_the_samplesheet_is_silent(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m")
+    fx.cosmx(tmp_path / "c")
+    path = sheet(tmp_path, "a,merscope,m,", "b,merscope,m,2", "c,cosmx,c,", header="sample,platform,path,z_planes")
+    (tmp_path / "p.json").write_text('{"input": "sheet.csv", "z_planes": "0-1", "pixel_size_um": 0.121}')
+    preflight.run(samplesheet=path, out=tmp_path / "out", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json")
+    a, b, c = Preflight.read(tmp_path / "out" / "preflight.json").samples
+    assert (a.stains[0]["planes"], b.stains[0]["planes"], c.stains[0]["planes"]) == ([0, 1], [2], [0])
+    assert c.pixel_size_um == 0.121
+    assert a.pixel_size_um == pytest.approx(fx.PIXEL_UM, rel=1e-3), "a MERSCOPE region says its own"
+
+
+def test_staged_folders_are_read_and_told_by_the_path_people_wrote(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "staged" / "raw1")
+    path = sheet(tmp_path, "a,merscope,s3://bucket/run/region_0")
+    preflight.run(samplesheet=path, out=tmp_path / "out", raw={"a": tmp_path / "staged" / "raw1"})
+    assert Preflight.read(tmp_path / "out" / "preflight.json").samples[0].path == "s3://bucket/run/region_0"
+    (tmp_path / "staged" / "raw1" / "detected_transcripts.csv").unlink()
+    with pytest.raises(InputError) as error:
+        preflight.run(samplesheet=path, out=tmp_path / "out", raw={"a": tmp_path / "staged" / "raw1"})
+    assert "a: s3://bucket/run/region_0: has no transcript table" in str(error.value)
+    with pytest.raises(InputError, match="no sample 'b'"):
+        preflight.run(samplesheet=path, out=tmp_path / "out", raw={"a": tmp_path / "staged" / "raw1", "b": tmp_path})
+
+
+def test_few_transcripts_inside_is_a_warning_none_an_error(tmp_path: Path) -> None:
+    truth = fx.merscope(tmp_path / "m")
+    path = sheet(tmp_path, "a,merscope,m")
+    frame = truth["transcripts"]
+    for outside, message in ((200, "Only 67%"), (580, None)):
+        moved = frame.assign(global_x=np.where(frame.index < outside, frame["global_x"] + 1e4, frame["global_x"]))
+        fx.write_table(moved, tmp_path / "m" / "detected_transcripts.csv")
+        if message is None:
+            with pytest.raises(InputError, match=r"only 3.3% of the transcripts lie inside the image"):
+                preflight.run(samplesheet=path, out=tmp_path / "out")
+        else:
+            preflight.run(samplesheet=path, out=tmp_path / "out")
+            warnings = Preflight.read(tmp_path / "out" / "preflight.json").samples[0].warnings
+            assert any(message in w for w in warnings)
+
+
+def test_repeated_rows_are_told(tmp_path: Path) -> None:
+    import pandas as pd
+
+    truth = fx.merscope(tmp_path / "m")
+    fx.write_table(pd.concat([truth["transcripts"], truth["transcripts"].head(60)]), tmp_path / "m" / "detected_transcripts.csv")
+    preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "out")
+    sample = Preflight.read(tmp_path / "out" / "preflight.json").samples[0]
+    assert sample.transcripts["repeated_fraction"] == pytest.approx(60 / 660, abs=1e-4)
+    assert any("there twice" in w for w in sample.warnings)
+
+
+def test_a_gpu_that_is_not_there_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    fx.merscope(tmp_path / "m")
+    path = sheet(tmp_path, "a,merscope,m")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="sees no GPU here"):
+        preflight.run(samplesheet=path, out=tmp_path / "out", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    preflight.run(samplesheet=path, out=tmp_path / "out", device="cuda")
+    assert Preflight.read(tmp_path / "out" / "preflight.json").machine["gpu"] == "Some GPU"
+
+
+def test_a_full_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    fx.merscope(tmp_path / "m")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(InputError, match="GB are free, about"):
+        preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "out", disk=tmp_path)
+
+
+def test_the_teacher_vendor_needs_vendor_cells(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m", cells="none")
+    (tmp_path / "p.json").write_text('{"input": "sheet.csv", "teacher": "vendor"}')
+    with pytest.raises(InputError, match="the teacher `vendor` needs the vendor's cells"):
+        preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "o", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json")
+
+
+def test_samplesheets_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes(b'\xef\xbb\xbfsample,platform,path,fovs\r\n\r\nA.1 , cosmx,"some, folder",1-2;5\r\n,,,\r\nb,merscope,x\r\n')
+    problems: list[str] = []
+    rows = samplesheet.read(path, problems)
+    assert problems == []
+    assert [(r.sample, r.platform, r.path, r.fovs, r.line) for r in rows] == [("A.1", "cosmx", "some, folder", "1-2;5", 3), ("b", "merscope", "x", None, 5)]
+
+
+def test_the_rules_are_those_of_the_schema() -> None:
+    """Nextflow checks by `assets/schema_input.json`, preflight by samplesheet.py: they must not part."""
+    schema = json.loads((ROOT / "assets" / "schema_input.json").read_text())["items"]
+    assert set(schema["properties"]) == {*samplesheet.REQUIRED, *samplesheet.OPTIONAL}
+    assert schema["required"] == list(samplesheet.REQUIRED)
+    assert schema["properties"]["sample"]["pattern"] == samplesheet.NAME_PATTERN
+    assert schema["properties"]["platform"]["enum"] == list(samplesheet.READERS)
+    assert schema["properties"]["nucleus_stain"]["pattern"] == samplesheet.STAIN_PATTERN
+
+
+def test_every_default_passes_its_own_rule() -> None:
+    schema = json.loads((ROOT / "nextflow_schema.json").read_text())
+    defaults = {name: rule["default"] for group in schema["$defs"].values() for name, rule in group["properties"].items() if "default" in rule}
+    assert parameters.check({"input": "a.csv", **defaults, "nucleus_stain": None}, schema) == []
+
+
+@pytest.mark.real_data
+def test_the_real_samples_pass_in_seconds(tmp_path: Path) -> None:
+    data = fx.real_data()
+    rows = [f"brain,merscope,{data}/merscope_mouse_brain", f"liver,merscope,{data}/merscope_mouse_liver/region_0", f"lung,cosmx,{data}/cosmx_human_lung/Lung12"]
+    start = time.process_time()
+    preflight.run(samplesheet=sheet(tmp_path, *rows), out=tmp_path / "out")
+    assert time.process_time() - start < 10
+    brain, liver, lung = Preflight.read(tmp_path / "out" / "preflight.json").samples
+    assert [s["role"] for s in brain.stains] == ["nucleus", "membrane", "other", "other"]
+    assert liver.transcripts["inside_fraction"] == pytest.approx(3334 / 5936, abs=1e-4)
+    assert any("56%" in w for w in liver.warnings)
+    assert round(lung.evidence["orientation"]["agreement"]["y"], 3) == 0.989
+    assert lung.pixel_size_um == 0.18
+    assert any("0.18 µm" in w for w in lung.warnings)
