@@ -1,0 +1,110 @@
+"""Fixtures that several folders of tests share: the real Nextflow, the real samples."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Nextflow runs one at a time: all tests marked `pipeline` go to one worker (with `--dist loadgroup`)."""
+    for item in items:
+        if item.get_closest_marker("pipeline"):
+            item.add_marker(pytest.mark.xdist_group("nextflow"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real samples; skips where they are not."""
+    folder = Path(os.environ.get("ISTSEG_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real samples are not here ({folder}); set ISTSEG_REAL_DATA")
+    return folder.resolve()
+
+
+@dataclass
+class Run:
+    """A run of Nextflow that has ended."""
+
+    code: int
+    text: str
+    folder: Path
+    outdir: Path
+
+    def trace(self) -> list[dict[str, str]]:
+        """Rows of the trace of tasks; `process` without the workflow's name."""
+        with open(self.outdir / "pipeline_info" / "trace.tsv", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        return [{**row, "process": row["process"].rpartition(":")[2]} for row in rows]
+
+    def record(self) -> dict:
+        """`run.json`."""
+        return json.loads((self.outdir / "pipeline_info" / "run.json").read_text())
+
+    def files(self) -> set[str]:
+        """Published files, relative to the results folder; a store counts as one."""
+        found = {p.relative_to(self.outdir).as_posix() for p in self.outdir.rglob("*") if p.is_file()}
+        return {f.split(".zarr/")[0] + ".zarr" if ".zarr/" in f else f for f in found}
+
+
+class Nextflow:
+    """Starts Nextflow in a folder of its own, without the network where the machine allows that."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.executable = ROOT / "bin" / "nextflow"
+
+    def call(self, *args: object, timeout: float = 300, env: dict[str, str] | None = None, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        """Any Nextflow command; both streams in `stdout`."""
+        command = [*wrapper, str(self.executable), *map(str, args)]
+        environment = {**os.environ, "NXF_ANSI_LOG": "false", **(env or {})}
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+        )
+
+    def run(self, *args: object, parser: str = "v1", outdir: str = "out", ok: bool = True, **options: object) -> Run:
+        """`nextflow run` of this pipeline; fails the test when the run fails and `ok` is True."""
+        done = self.call("run", ROOT, "--outdir", outdir, *args, env={"NXF_SYNTAX_PARSER": parser}, **options)
+        if ok and done.returncode:
+            pytest.fail(f"nextflow ended with {done.returncode}\n{done.stdout}", pytrace=False)
+        return Run(done.returncode, done.stdout, self.folder, self.folder / outdir)
+
+    def config(self, profile: str = "standard") -> dict:
+        """The resolved configuration."""
+        done = self.call("-q", "config", "-o", "json", "-profile", profile, ROOT)
+        assert done.returncode == 0, done.stdout
+        return json.loads(done.stdout[done.stdout.index("{") :])
+
+    def samplesheet(self, *rows: str, header: str = "sample,platform,path", name: str = "samples.csv") -> Path:
+        """A samplesheet in the run's folder."""
+        path = self.folder / name
+        path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+        return path
+
+
+@pytest.fixture
+def nextflow(tmp_path: Path) -> Nextflow:
+    """Nextflow in a fresh folder."""
+    return _nextflow(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def nextflow_module(tmp_path_factory: pytest.TempPathFactory) -> Nextflow:
+    """Nextflow in a folder that the tests of a module share."""
+    return _nextflow(tmp_path_factory.mktemp("nextflow"))
+
+
+def _nextflow(folder: Path) -> Nextflow:
+    started = Nextflow(folder)
+    if not (ROOT / ".istseg").is_dir():
+        pytest.fail("Nextflow is not set up; run `make setup`.", pytrace=False)
+    return started

@@ -1,0 +1,163 @@
+"""Configuration, schema, command line and documentation say the same."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from istseg import __version__
+from istseg.cli import app
+
+pytestmark = pytest.mark.pipeline
+
+SCHEMA = json.loads((ROOT / "nextflow_schema.json").read_text())
+RULES = {name: rule for group in SCHEMA["$defs"].values() for name, rule in group["properties"].items()}
+
+# Parameter of the pipeline -> options of the commands that it sets, where the name is not the same.
+OPTION_OF = {
+    "tissue_transcripts": ("tile", "min_transcripts"),
+    "train_batch_size": ("train", "batch_size"),
+    "segment_batch_size": ("segment", "batch_size"),
+    "base_model_sha256": ("segment", "model_sha256"),
+}
+NOT_OPTIONS = {"input", "outdir", "publish_dir_mode", "tiles_per_task", "base_model", "finetune", "compare", "qc_thresholds", "exports", "gpu", "help", "validate_params"}
+NOT_OPTIONS |= {"max_cpus", "max_memory", "max_time", "container_registry", "container_tag"}
+
+
+@dataclass
+class Option:
+    default: object
+    low: float | None
+    high: float | None
+    is_path: bool
+
+
+def options_of_commands() -> dict[str, dict[str, Option]]:
+    found = {}
+    for command in app.registered_commands:
+        options = found[command.callback.__name__] = {}
+        for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
+            kind, option = get_args(parameter.annotation)
+            default = None if parameter.default is inspect.Parameter.empty else getattr(parameter.default, "value", parameter.default)
+            options[name] = Option(default, option.min, option.max, "Path" in str(kind))
+    del found["simulate"]
+    return found
+
+
+def test_defaults_of_config_and_schema_agree(nextflow_module):
+    params = nextflow_module.config()["params"]
+    assert set(params) == set(RULES), "nextflow.config and nextflow_schema.json name different parameters"
+    for name, rule in RULES.items():
+        default = rule.get("default")
+        if isinstance(default, str):
+            default = default.replace("${projectDir}", str(ROOT))
+        assert params[name] == default, name
+
+
+def test_schema_is_closed_and_every_parameter_explains_itself():
+    assert SCHEMA["unevaluatedProperties"] is False
+    assert {ref["$ref"].rpartition("/")[2] for ref in SCHEMA["allOf"]} == set(SCHEMA["$defs"])
+    for name, rule in RULES.items():
+        assert rule["type"] in ("string", "number", "integer", "boolean"), name
+        assert len(rule["description"]) > 10, name
+        unit = re.search(r"_um2?$|_wpx$", name)
+        if unit:
+            word = {"_um": "µm", "_um2": "µm²", "_wpx": "working pixels"}[unit.group()]
+            assert word in rule["description"], f"{name}: its description lacks its unit"
+
+
+def test_parameters_and_options_of_the_commands_agree():
+    commands = options_of_commands()
+    for name, rule in RULES.items():
+        if name in NOT_OPTIONS:
+            continue
+        where = OPTION_OF.get(name)
+        found = [commands[where[0]][where[1]]] if where else [options[name] for options in commands.values() if name in options and options[name].is_path == ("format" in rule)]
+        assert found, f"{name}: no command has such an option"
+        for option in found:
+            assert option.default == rule.get("default"), f"{name}: the command's default is {option.default}"
+            assert option.low is None or rule["minimum"] >= option.low, name
+            assert option.high is None or rule["maximum"] <= option.high, name
+
+
+def test_every_option_of_the_commands_can_be_set_or_is_an_artifact():
+    named = set(RULES) | {option for _, option in OPTION_OF.values()}
+    wired = {"device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"}
+    for command, options in options_of_commands().items():
+        for name, option in options.items():
+            assert name in named | wired or option.is_path, f"istseg {command} --{name} cannot be set by a parameter"
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("standard", {"process.executor": "local"}),
+        ("slurm", {"process.executor": "slurm", "params.max_cpus": 64}),
+        ("gpu", {"params.gpu": True}),
+        ("slurm,gpu", {"process.executor": "slurm", "params.gpu": True}),
+        ("docker", {"docker.enabled": True}),
+        ("podman,offline", {"podman.enabled": True, "podman.runOptions": "--pull=never"}),
+        ("apptainer", {"apptainer.enabled": True}),
+        ("singularity", {"singularity.enabled": True}),
+        ("demo", {"params.input": f"{ROOT}/assets/demo/samplesheet.csv", "params.max_cpus": 1}),
+        ("test", {"params.tile_um": 100.0}),
+    ],
+)
+def test_profile_resolves(nextflow_module, profile, expected):
+    config = nextflow_module.config(profile)
+    for path, value in expected.items():
+        found = config
+        for key in path.split("."):
+            found = found[key]
+        assert found == value, path
+    assert config["process"]["withLabel:process_gpu"]["maxForks"] == {"gpu": 1}.get(profile, 0)
+    assert config["manifest"]["version"] == __version__
+    assert "plugins" not in config
+
+
+def test_lint_is_clean():
+    done = subprocess.run([ROOT / "bin" / "lint_nextflow"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lint_finds_a_broken_module(tmp_path):
+    for name in ("main.nf", "nextflow.config", "workflows", "modules", "conf", "bin", "nextflow_schema.json"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    (tmp_path / ".istseg").mkdir()
+    for name in ("nextflow", "nextflow.path"):
+        if (ROOT / ".istseg" / name).exists():
+            (tmp_path / ".istseg" / name).symlink_to(ROOT / ".istseg" / name)
+    broken = tmp_path / "modules" / "merge" / "main.nf"
+    broken.write_text(broken.read_text().replace("path(thresholds", "path(limits"))
+    command = [tmp_path / "bin" / "lint_nextflow", "modules/teach/main.nf", "modules/merge/main.nf"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode != 0
+    assert "thresholds` is not defined" in done.stderr
+
+
+def test_every_module_is_complete():
+    stages = {path.stem for path in (ROOT / "src" / "istseg" / "stages").glob("[a-z]*.py")} - {"simulate"}
+    assert {path.name for path in (ROOT / "modules").iterdir()} == stages
+    for stage in stages:
+        text = (ROOT / "modules" / stage / "main.nf").read_text()
+        assert text.startswith(f"/*\n * {stage.upper()}: ")
+        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", f"istseg --expect-version ${{workflow.manifest.version}} {stage} ", "task.ext.args"):
+            assert part in text, f"{stage}: lacks {part}"
+        assert stage == "report" or "topic: versions" in text
+        assert yaml.safe_load((ROOT / "modules" / stage / "meta.yml").read_text())["name"] == stage
+
+
+def test_parameter_tables_of_the_docs_are_those_of_the_schema():
+    done = subprocess.run([sys.executable, ROOT / "bin" / "docs_params", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
