@@ -120,7 +120,7 @@ def test_samples_without_result_are_failed_where_they_stopped(whole):
     assert by_name["lost"]["failure"]["stage"] == "convert"
     assert all(by_name[n]["verdict"] == "fail" and by_name[n]["checks"] == [] for n in ("lung", "lost"))
     assert "CUDA out of memory" in page.text
-    assert STAGES["convert"] in page.text
+    assert STAGES["convert"].replace("`", "") in page.text
     assert record["verdict"] == {"verdict": "fail", "n_samples": 4, "n_pass": 1, "n_look": 0, "n_fail": 3}
 
 
@@ -345,10 +345,7 @@ def test_no_membrane_stain_no_controls_no_transcripts(tmp_path):
 def test_fifty_samples_in_reasonable_time(tmp_path):
     names = [f"sample_{i:02d}" for i in range(50)]
     made.write_whole(tmp_path / "one", "x", n_cells=400, n_umap=400, pictures=False)
-    for name in names:
-        shutil.copytree(tmp_path / "one" / "x", tmp_path / "results" / name)
-        for path in (tmp_path / "results" / name).rglob("*.json"):
-            path.write_text(path.read_text().replace('"sample": "x"', f'"sample": "{name}"'))
+    _multiply(tmp_path, "x", names)
     run_json = made.write_run(tmp_path, names)
     begin = time.monotonic()
     record, page = write(tmp_path, run_json)
@@ -359,10 +356,18 @@ def test_fifty_samples_in_reasonable_time(tmp_path):
     assert (tmp_path / "report" / "report.html").stat().st_size < 15e6
 
 
-@pytest.mark.slow
 def test_eight_full_samples_fit_in_25_mb(tmp_path):
     names = [f"s{i}" for i in range(8)]
-    for i, name in enumerate(names):
-        made.write_whole(tmp_path / "results", name, i)
-    write(tmp_path, made.write_run(tmp_path, names))
+    made.write_whole(tmp_path / "one", "x", side=1200, n_cells=9000, n_umap=9000)
+    _multiply(tmp_path, "x", names)
+    _, page = write(tmp_path, made.write_run(tmp_path, names))
+    assert len(page.tags("img")) > 8 * 20
     assert (tmp_path / "report" / "report.html").stat().st_size < 25e6
+
+
+def _multiply(folder: Path, name: str, names: list[str]) -> None:
+    """Copy the artifacts of one sample under other names."""
+    for other in names:
+        shutil.copytree(folder / "one" / name, folder / "results" / other)
+        for path in (folder / "results" / other).rglob("*.json"):
+            path.write_text(path.read_text().replace(f'"sample": "{name}"', f'"sample": "{other}"'))

@@ -278,7 +278,7 @@ def _layout(**more: Any) -> dict[str, Any]:
     return {
         "height": _HEIGHT,
         "margin": {"l": 56, "r": 12, "t": 34, "b": 48},
-        "legend": {"orientation": "h", "xref": "container", "x": 0.02, "y": 1.02, "yanchor": "bottom", "xanchor": "left", "font": {"size": 11}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left", "font": {"size": 11}},
         "hovermode": "closest",
         **more,
     }

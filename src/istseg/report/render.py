@@ -162,6 +162,12 @@ def _gallery(found: Found, budget: Budget) -> list[dict[str, Any]]:
     return galleries
 
 
+def ticks(text: str) -> Markup:
+    """Escaped text in which `words between backticks` are code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
+
+
 def _of(shown: int, n: int) -> str:
     return f"{n:,} cells" if shown == n else f"{shown:,} of {n:,} cells"
 
@@ -203,6 +209,7 @@ def _environment(report: dict[str, Any]) -> Environment:
     environment.globals.update(number=number, limit_text=limit_text)
     environment.filters["as_text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
     environment.filters["brief"] = brief
+    environment.filters["ticks"] = ticks
     environment.filters["words"] = lambda v: str(v).replace("_", " ")
     return environment
 
