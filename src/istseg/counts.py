@@ -34,6 +34,7 @@ class CountMatrix:
     ----------
     n_cells, n_targets
         Shape of the matrix.
+
     """
 
     def __init__(self, n_cells: int, n_targets: int):
@@ -140,6 +141,7 @@ def build(
     -------
     AnnData with `X` (genes only), `obs` with `OBS_COLUMNS`, `obsm["spatial"]` in µm and `obsm["controls"]`
     (sparse; its columns are named in `uns["istseg"]["controls"]`, a JSON list).
+
     """
     from anndata import AnnData
 

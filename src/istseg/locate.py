@@ -20,7 +20,9 @@ class Locator(Protocol):
 
     name: str
 
-    def __call__(self, xy: np.ndarray) -> np.ndarray: ...
+    def __call__(self, xy: np.ndarray) -> np.ndarray:
+        """(n,) int64."""
+        ...
 
 
 class LabelLocator:
@@ -37,6 +39,7 @@ class LabelLocator:
     ------
     InputError
         If there is no such array, it lacks its frame, or a cell has no label of its own.
+
     """
 
     name = "labels"
@@ -63,6 +66,7 @@ class LabelLocator:
         self._cell_of[labels] = np.arange(len(labels))
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
+        """(n,) int64 index of the cell of each point (µm), -1 outside."""
         height, width = self._array.shape
         pixel = np.floor(apply_affine(self._matrix, xy)).astype(np.int64)
         x, y = pixel[:, 0], pixel[:, 1]
@@ -97,6 +101,7 @@ class PolygonLocator:
     ----------
     polygons
         (n,) polygons or multipolygons in µm; empty or missing ones cover nothing.
+
     """
 
     name = "polygons"
@@ -106,6 +111,7 @@ class PolygonLocator:
         self._tree = shapely.STRtree(self._polygons)
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
+        """(n,) int64 index of the cell of each point (µm), -1 outside."""
         cell = np.full(len(xy), -1, np.int64)
         if not len(xy) or not len(self._polygons):
             return cell

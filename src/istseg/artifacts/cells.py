@@ -52,6 +52,7 @@ def read(path: str | Path, geometry: bool = True) -> gpd.GeoDataFrame:
     ------
     InputError
         If the file is missing, lacks a column, or ids repeat.
+
     """
     wanted = [c for c in CELL_COLUMNS if c != "geometry"]
     try:

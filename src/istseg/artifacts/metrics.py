@@ -37,7 +37,8 @@ class Metrics:
     histograms
         Same names → `{"edges": [...], "counts": [...]}`.
     seams
-        Cells whose centroid lies within 10 µm of a border between tiles against all other cells: `n_border`, `n_inside`, `density_ratio`, `area_ratio` (None where there is no border).
+        Cells whose centroid lies within 10 µm of a border between tiles against all other cells: `n_border`, `n_inside`, `density_ratio`,
+        `area_ratio` (None where there is no border).
     embedding
         `x`, `y`, `flag` (index into FLAGS), `log_counts` of at most 20,000 cells (UMAP); empty lists without.
     crops
@@ -48,6 +49,7 @@ class Metrics:
         How the segmentation was made (model or teacher, hash, parameters).
     warnings
         Sentences for the user.
+
     """
 
     sample: str
@@ -70,10 +72,12 @@ class Metrics:
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:
+        """Write the file."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: str | Path) -> Metrics:
+        """Read the file; InputError if it is missing or of another format."""
         raw = read_json(path, "the metrics.json of the stage assess")
         if raw.get("format") != FORMAT:
             raise InputError(f"{path}: format {raw.get('format')} is not {FORMAT}, which this version reads; run assess again.")

@@ -33,6 +33,7 @@ def write(result: Result, folder: Path) -> None:
     ------
     InputError
         If there are no cells: the Explorer cannot open a folder without any.
+
     """
     if not result.table.n_obs:
         raise InputError(f"{result.sample.sample}: has no cells, and the Xenium Explorer opens no folder without; leave `explorer` out of the formats.")

@@ -38,6 +38,7 @@ class Result:
         `labels.zarr` of merge; None where merge wrote none.
     transcripts
         `transcripts.parquet` of assign.
+
     """
 
     sample: Sample
@@ -56,6 +57,7 @@ class Result:
         ------
         InputError
             If a file is missing or the cells and the table differ.
+
         """
         import anndata
 

@@ -45,6 +45,7 @@ def draw(
         One row per cell with `cell_id`, centroids, `qc_flag`, `qc_reason`.
     polygons
         Valid polygons of the cells and of the nuclei, µm.
+
     """
     cells, nuclei = polygons
     owner = measure.owners(index, obs[["centroid_x_um", "centroid_y_um"]].to_numpy())

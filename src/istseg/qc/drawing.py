@@ -34,6 +34,7 @@ def composite(nucleus: np.ndarray, membranes: np.ndarray, rna: np.ndarray | None
     Returns
     -------
     uint8 (y, x, 3).
+
     """
     picture = np.clip(nucleus, 0, 1)[..., None] * _NUCLEUS_TINT
     if len(membranes):

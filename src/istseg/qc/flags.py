@@ -37,6 +37,7 @@ def flag(contained: np.ndarray, intersected: np.ndarray, n_transcripts: np.ndarr
     -------
     DataFrame with `n_nuclei_contained`, `n_nuclei_intersected`, `is_spurious`, `is_inconsistent`, `qc_reason` (categorical, `REASONS`) and
     `qc_flag` (categorical, `FLAGS`).
+
     """
     # A cell can contain a nucleus that it does not intersect only if intersect > contain, which the command line refuses.
     cuts = intersected - contained

@@ -44,6 +44,7 @@ def measure(tiles: Path, index: TileIndex, polygons: np.ndarray, centroids_um: n
     -------
     DataFrame (n,) with `background_fraction` (share of the cell's pixels whose RNA density is below T_b) and `<stain>_mean` (raw grey values); NaN for
     cells outside the tiles that were written.
+
     """
     owner = owners(index, centroids_um)
     measured: dict[str, np.ndarray] = {"background_fraction": np.full(len(polygons), np.nan)}

@@ -23,6 +23,7 @@ class NucleusCounts:
         int32 (cells,): nuclei of which at least `contain`, more than `intersect` of the area lies in the cell; contained ones are intersected too.
     containing_cells, intersecting_cells
         int32 (nuclei,): the same seen from the nucleus.
+
     """
 
     contained: np.ndarray
@@ -50,6 +51,7 @@ def count(nuclei: np.ndarray, cells: np.ndarray, contain: float = 0.95, intersec
         Valid polygons of one frame. Cells may overlap; a nucleus can be contained by several.
     contain, intersect
         T_contain (at least) and T_intersect (more than).
+
     """
     result = NucleusCounts(*(np.zeros(n, np.int32) for n in (len(cells), len(cells), len(nuclei), len(nuclei))))
     for start in range(0, len(nuclei), _CHUNK):

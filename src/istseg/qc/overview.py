@@ -30,6 +30,7 @@ def draw(path: Path, tiles: Path, index: TileIndex, sample: Sample, polygons: np
     ------
     InputError
         If `overview.npz` is missing or not of this sample.
+
     """
     source = tiles / "overview.npz"
     try:

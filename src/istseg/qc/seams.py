@@ -22,6 +22,7 @@ def compare(tiles: Path, index: TileIndex, centroids_um: np.ndarray, area_um2: n
     Returns
     -------
     `n_border`, `n_inside`, `density_ratio`, `area_ratio` (ratios None where one side has no area or no cell).
+
     """
     reach = BORDER_UM / index.working_um
     step = index.window_grid.stride * index.windows_per_side

@@ -18,6 +18,7 @@ class Spans:
         int64 (runs,).
     n_shapes
         Number of polygons, those without any pixel included.
+
     """
 
     shape: np.ndarray
@@ -50,6 +51,7 @@ def scan(polygons: np.ndarray, shape: tuple[int, int]) -> Spans:
         (n,) in pixels (x, y) of the image; what lies outside of it is cut off.
     shape
         (height, width) of the image.
+
     """
     parts, of_shape = shapely.get_parts(polygons, return_index=True)
     rings, of_part = shapely.get_rings(parts, return_index=True)

@@ -54,6 +54,7 @@ def flag_counts(obs: pd.DataFrame, in_image: np.ndarray) -> dict[str, Any]:
     in_image
         bool (cells,): centroid inside the image. Only these enter the rates: where nothing was imaged no nucleus can be found, and a vendor's cells may
         reach beyond a mosaic that was cropped.
+
     """
     counts = obs["qc_flag"].value_counts()
     inside = obs.loc[in_image, "qc_flag"]

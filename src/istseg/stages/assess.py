@@ -65,6 +65,7 @@ def run(
     ------
     InputError
         If the files are not of one sample and one segmentation.
+
     """
     out, tiles, counts = Path(out), Path(tiles), Path(counts)
     sample, index, limits = Sample.read(sample_json), TileIndex.read(tiles / "tiles.json"), Thresholds.read(thresholds)

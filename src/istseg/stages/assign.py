@@ -81,6 +81,7 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     ------
     InputError
         If the points, the cells and the sample do not belong together.
+
     """
     sample = Sample.read(sample_json)
     table = cells_file.read(cells, geometry=labels is None)

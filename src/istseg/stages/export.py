@@ -55,6 +55,7 @@ def run(sample_json: Path, zarr: Path, merged: Path, assessed: Path, transcripts
     ------
     InputError
         If a format is unknown, none is asked for, or the inputs do not belong together.
+
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
