@@ -82,6 +82,7 @@ def test_poisoned_labels_are_refused_and_the_base_is_kept(poison, tmp_path):
     decision = written["decision"]
     assert not decision["accepted"] and "the base is kept" in decision["reason"]
     assert sha256(tmp_path / "out" / "model.safetensors") == sha256(BASE_MODEL) == written["model_card"]["sha256"]
+    assert weights.load(tmp_path / "out" / "refused.safetensors")[1].parent_sha256 == sha256(BASE_MODEL)
     assert written["model_card"]["decision"]["finetuned"]["curated_cells"] >= 10 and len(written["curves"]["epochs"]) == 3
 
 

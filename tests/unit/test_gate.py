@@ -137,3 +137,18 @@ def test_decision(change, accepted, word):
 def test_a_figure_that_neither_has_does_not_count():
     base = BASE | {"inconsistent_rate": None}
     assert decide(base, base | {"ap50": 0.8})[0]
+
+
+def test_labels_noisier_than_the_base_decide_nothing():
+    first, second = image((1, 20, 20, 40, 40), (2, 50, 50, 70, 70)), image((1, 20, 20, 40, 25), (2, 50, 50, 70, 70), (3, 20, 60, 30, 70))
+    p = patch([], [])
+    p.labels, p.teach = np.stack((first, second)), np.stack((first > 0, second > 0))
+    p.label_names = ["cells_a", "cells_b"]
+    figures = judged(p, first).figures()
+    assert figures["shared_cells"] == 4, "cell 3 is labelled by one stain only"
+    assert figures["shared_cells_found_by_teacher"] == 0.5 and figures["shared_cells_found"] == 0.75
+    base = BASE | {"shared_cells": 40, "shared_cells_found": 0.75, "shared_cells_found_by_teacher": 0.5}
+    accepted, reason = decide(base, base | {"ap50": 0.95})
+    assert not accepted and "noisier than the base" in reason
+    assert decide(base | {"shared_cells_found": 0.4}, base | {"ap50": 0.95})[0], "labels that agree with each other can show it"
+    assert decide(base | {"shared_cells": 3}, base | {"ap50": 0.95})[0], "three cells say nothing about the labels"

@@ -7,7 +7,9 @@ A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei 
 Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
 
 Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from
-truth by its own labels. The rates of spurious and inconsistent cells judge by nuclei and transcripts instead, over all predicted cells.
+truth by its own labels. Two things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells. And
+where the teacher labelled by several stains, its label images are held against each other on the cells that they share: labels that agree with each other
+less than the base agrees with them are noisier than the base, and cannot show that another model is better.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ MARGIN = 0.01
 MIN_CELLS = 10
 """Fewer curated cells than this on held-out patches decide nothing."""
 
+SHARED_IOU = 0.1
+"""Curated cells of two stains that overlap by more than this mean one cell."""
+
 HIGHER_IS_BETTER = ("ap50", "boundary_iou")
 LOWER_IS_BETTER = ("spurious_rate", "inconsistent_rate")
 
@@ -55,6 +60,9 @@ class Tally:
     ignored: int = 0
     best: list[float] = field(default_factory=list)
     boundary: list[float] = field(default_factory=list)
+    shared: int = 0
+    shared_by_model: int = 0
+    shared_by_teacher: int = 0
     inconsistent: int | None = 0
     without_nucleus: list[int] = field(default_factory=list)
     reference: list[int] = field(default_factory=list)
@@ -70,6 +78,9 @@ class Tally:
             "boundary_iou": float(np.mean(self.boundary)) if self.boundary else None,
             "spurious_rate": None if spurious is None or not self.predicted else spurious / self.predicted,
             "inconsistent_rate": None if self.inconsistent is None or not self.predicted else self.inconsistent / self.predicted,
+            "shared_cells_found": self.shared_by_model / self.shared if self.shared else None,
+            "shared_cells_found_by_teacher": self.shared_by_teacher / self.shared if self.shared else None,
+            "shared_cells": self.shared,
             "true_positives": self.tp,
             "false_positives": self.fp,
             "false_negatives": self.fn,
@@ -125,17 +136,19 @@ def judge(patch: Patch, predicted: np.ndarray, tally: Tally) -> None:
     """Add the cells predicted in one patch to the tally."""
     mine = _central(predicted, patch.overlap // 2)
     tally.predicted += len(mine)
-    for k in range(len(patch.labels)):
-        stand_ins = patch.stand_ins[k] if patch.stand_ins is not None else []
-        _against_curated(patch, np.where(np.isin(patch.labels[k], stand_ins), 0, patch.labels[k]), patch.teach[k], stand_ins, k, predicted, mine, tally)
+    stand_ins = patch.stand_ins if patch.stand_ins is not None else [[]] * len(patch.labels)
+    cells = [np.where(patch.teach[k] & ~np.isin(labels, stand_ins[k]), labels, 0) for k, labels in enumerate(patch.labels)]
+    for k in range(len(cells)):
+        counted = np.setdiff1d(_central(cells[k], patch.overlap // 2), border_labels(patch.labels[k]))
+        judged = patch.teach[k] & ~np.isin(patch.labels[k], stand_ins[k])
+        _against_curated(cells[k], counted, judged, predicted, mine, tally)
+        for other in range(len(cells)):
+            if other != k:
+                _against_other_stain(cells[k], counted, cells[other], predicted, tally)
     _against_nuclei_and_transcripts(patch, predicted, mine, tally)
 
 
-def _against_curated(
-    patch: Patch, cells: np.ndarray, teach: np.ndarray, stand_ins: list[int], k: int, predicted: np.ndarray, mine: np.ndarray, tally: Tally
-) -> None:
-    cells = np.where(teach, cells, 0)
-    counted = np.setdiff1d(_central(cells, patch.overlap // 2), border_labels(cells))
+def _against_curated(cells: np.ndarray, counted: np.ndarray, judged: np.ndarray, predicted: np.ndarray, mine: np.ndarray, tally: Tally) -> None:
     overlap = match_labels(cells, predicted)
     partner = overlap.matches(IOU)
     wanted = np.isin(overlap.truth_ids, counted)
@@ -143,13 +156,21 @@ def _against_curated(
     tally.fn += int((partner[wanted] < 0).sum())
     tally.best += overlap.best_iou()[wanted].tolist()
     tally.boundary += _boundaries(cells, predicted, overlap, np.flatnonzero(wanted))
-    judged = teach & ~np.isin(patch.labels[k], stand_ins)
     area = np.bincount(predicted.ravel())
     inside = np.bincount(predicted.ravel(), weights=judged.ravel())
     unmatched = np.setdiff1d(mine, overlap.predicted_ids[partner[partner >= 0]])
     wrong = inside[unmatched] > area[unmatched] / 2
     tally.fp += int(wrong.sum())
     tally.ignored += int((~wrong).sum())
+
+
+def _against_other_stain(cells: np.ndarray, counted: np.ndarray, other: np.ndarray, predicted: np.ndarray, tally: Tally) -> None:
+    """Curated cells that a curated cell of another stain overlaps: found by that one, and by the model?"""
+    peer, model = match_labels(cells, other), match_labels(cells, predicted)
+    shared = np.isin(peer.truth_ids, counted) & (peer.best_iou() > SHARED_IOU)
+    tally.shared += int(shared.sum())
+    tally.shared_by_teacher += int((peer.best_iou()[shared] >= IOU).sum())
+    tally.shared_by_model += int((model.best_iou()[shared] >= IOU).sum())
 
 
 def _boundaries(cells: np.ndarray, predicted: np.ndarray, overlap: Any, wanted: np.ndarray) -> list[float]:
@@ -214,6 +235,12 @@ def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
     curated = finetuned["curated_cells"]
     if curated < MIN_CELLS:
         return False, f"the base is kept: only {curated} curated cells lie on held-out patches, at least {MIN_CELLS} are needed to decide"
+    by_base, by_teacher = base.get("shared_cells_found"), base.get("shared_cells_found_by_teacher")
+    if by_base is not None and base["shared_cells"] >= MIN_CELLS and by_base >= by_teacher:
+        return False, (
+            f"the base is kept: of the curated cells that the teacher labelled by several stains it finds {by_base:.1%}, the teacher's other stains "
+            f"{by_teacher:.1%}: labels that are noisier than the base cannot show an improvement; use a better teacher"
+        )
     better, worse = [], []
     for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER):
         before, after = base[name], finetuned[name]

@@ -51,7 +51,8 @@ def run(
     patches
         Folders with patches of `curate`; several samples make a cohort.
     out
-        Folder for the results. An interrupted training in the same folder goes on from its last epoch.
+        Folder for the results. An interrupted training in the same folder goes on from its last epoch. Weights that the gate refused are kept beside them
+        as `refused.safetensors`.
     name
         Name of the model.
     base, base_sha256
@@ -107,12 +108,14 @@ def run(
         "stand_ins_and_nuclei_known": gate.nuclei_known(parts.holdout),
     }
     facts = _facts(refs, found, parts, recipe, fitted, data, decision)
+    notes = ["labels of a teacher, curated by rules: no person annotated them"]
+    parent = "" if base == SCRATCH else card.name
+    tuned = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
     if accepted:
-        notes = ["labels of a teacher, curated by rules: no person annotated them"]
-        parent = "" if base == SCRATCH else card.name
-        card = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
-        card = replace(card, sha256=weights.save(out / "model.safetensors", model, card))
+        card = replace(tuned, sha256=weights.save(out / "model.safetensors", model, tuned))
     else:
+        # For whoever wants to see what was refused; no later stage reads it.
+        weights.save(out / "refused.safetensors", model, tuned)
         card = _keep_base(Path(base), card, out / "model.safetensors")
     write_json(out / "model_card.json", card.as_dict() | {"attempt": facts, "decision": decision})
     write_json(out / "curves.json", _curves(samples, name, fitted, base))
