@@ -29,6 +29,7 @@ SMALL_FRAME = {"A": (500, 600), "B": (750, 750), "C": (750, 750)}
 _SMALL_UP_TO_UM = 1000.0
 _GAP_PX = 5.22
 _OUTSIDE_PX = 2.0
+_Z_LEVELS = 9
 CONTROL_NAMES = {
     "A": [f"NegPrb{i + 1}" for i in range(N_CONTROLS)],
     "B": [*(f"Negative{i + 1}" for i in range(N_CONTROLS // 2)), *(f"SystemControl{i + 1}" for i in range(N_CONTROLS - N_CONTROLS // 2))],
@@ -36,6 +37,8 @@ CONTROL_NAMES = {
 CONTROL_NAMES["C"] = CONTROL_NAMES["B"]
 MARKER_STAINS = ("Membrane", "PanCK", "CD45", "CD68")
 """Fill the five pages of a morphology image when fewer stains are asked for."""
+COSMX_NAMES = {"Cellbound1": "Membrane", "Cellbound2": "CD298", "PolyT": "rRNA"}
+"""What shows the same on this instrument as stains of MERSCOPE."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dic
     frame, corners = _fields(recipe, generation)
     # The tissue is as large as the fields of view together; the mosaic frame begins at the first one's corner.
     height, width = (max(c[axis] for c in corners) + frame[axis] for axis in (0, 1))
-    stains = recipe.stains if generation == "A" or not recipe.stains else _five(recipe.stains)
-    fitted = Recipe(**{**recipe.__dict__, "width_um": width * pixel, "height_um": height * pixel, "stains": stains, "planes": 1})
+    stains = tuple(COSMX_NAMES.get(stain, stain) for stain in recipe.stains)
+    stains = stains if generation == "A" or not stains else _five(stains)
+    fitted = Recipe(**{**recipe.__dict__, "width_um": width * pixel, "height_um": height * pixel, "stains": stains, "planes": 1, "depth": _Z_LEVELS})
     with tempfile.TemporaryDirectory(dir=raw.parent) as parts:
         slide = Slide(fitted, raw, Path(parts), generation, "Sim1", frame, corners)
         fovs = list(range(1, len(corners) + 1))

@@ -49,6 +49,7 @@ class Region:
         return 1 / SCALE[1], 1 / SCALE[0]
 
     def image(self, stain: str, plane: int) -> Path:
+        """Path of a mosaic."""
         return self.folder / "images" / f"mosaic_{stain}_z{plane}.tif"
 
 

@@ -20,7 +20,7 @@ OUTSIDE_UM = 4.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Parameters of a simulated sample; sizes of the mosaic in µm (scene frame)."""
+    """Parameters of a simulated sample; sizes of the mosaic in µm (scene frame). `depth`: on how many levels of z transcripts lie."""
 
     width_um: float
     height_um: float
@@ -31,21 +31,26 @@ class Recipe:
     transcripts_per_um2: float
     empty_fraction: float
     seed: int
+    depth: int
 
     @cached_property
     def tissue(self) -> Tissue:
+        """Its cells."""
         return Tissue(self.seed, self.width_um, self.height_um, self.empty_fraction, self.degraded_fraction)
 
     @cached_property
     def optics(self) -> Optics:
+        """Its stains."""
         return Optics(self.tissue, list(self.stains), self.planes, self.degraded_contour)
 
     @cached_property
     def molecules(self) -> Molecules:
-        return Molecules(self.tissue, self.transcripts_per_um2, self.planes)
+        """Its transcripts."""
+        return Molecules(self.tissue, self.transcripts_per_um2, self.depth)
 
     @cached_property
     def outlines(self) -> Outlines:
+        """Its polygons."""
         return Outlines(self.tissue, self.width_um, self.height_um)
 
     def exposures(self, box: Box, origin_um: tuple[float, float], step_um: tuple[float, float], field_px: tuple[float, float], frame: int) -> np.ndarray:

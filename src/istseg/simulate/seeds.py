@@ -62,7 +62,7 @@ class Layout:
         self._slope = np.hypot(1 / width_um, 1 / height_um)
         self._hole = norm.ppf(1 - (empty_fraction - corner) / (1 - corner))
         self._edge = Field(seed, "edge", 12.0)
-        self._holes = Field(seed, "holes", 16.0)
+        self._holes = (Field(seed, "holes", 16.0), Field(seed, "holes", 4.0, 1))
         self._zones = (Field(seed, "zone", 34.0), Field(seed, "zone2", 34.0))
 
     def holds(self, by: int, bx: int) -> bool:
@@ -71,11 +71,11 @@ class Layout:
 
     def empty_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """(n,) bool."""
-        return self._empty(x, y, self._edge.at(x, y), self._holes.at(x, y))
+        return self._empty(x, y, self._edge.at(x, y), _octaves(*(hole.at(x, y) for hole in self._holes)))
 
     def empty_grid(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """(len(y), len(x)) bool."""
-        return self._empty(x[None, :], y[:, None], self._edge.grid(y, x), self._holes.grid(y, x))
+        return self._empty(x[None, :], y[:, None], self._edge.grid(y, x), _octaves(*(hole.grid(y, x) for hole in self._holes)))
 
     def zone_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Index into ZONES, (n,)."""
@@ -87,6 +87,11 @@ class Layout:
             return np.zeros(np.broadcast(x, y, edge).shape, bool)
         past = ((2 - x / self.width - y / self.height) - self._cut) / self._slope
         return (past < 2.5 * edge) | (holes > self._hole)
+
+
+def _octaves(coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
+    """Sum of two fields, again of unit variance."""
+    return (coarse + 0.2 * fine) / np.hypot(1, 0.2)
 
 
 class Seeds:

@@ -34,8 +34,10 @@ def run(
     ----------
     width_um, height_um
         Size of the imaged area; CosMx rounds it to whole fields of view.
+    planes
+        Of the images; CosMx has one image and transcripts on nine levels.
     stains
-        Membrane and cytoplasm stains, separated by `;`; `none` for none.
+        Membrane and cytoplasm stains, separated by `;`; `none` for none. On CosMx, names of MERSCOPE stains are replaced by that instrument's.
     generation
         Of the vendor's files; empty: the platform's default.
 
@@ -59,7 +61,7 @@ def run(
         problems.append(f"--width-um {width_um:g}, --height-um {height_um:g}: at most 100000 µm.")
     if problems:
         raise InputError(problems)
-    recipe = Recipe(width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed)
+    recipe = Recipe(width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed, depth=planes)
     from istseg.simulate import cosmx, merscope
 
     writer = {"merscope": merscope.write, "cosmx": cosmx.write}[platform]
