@@ -40,53 +40,112 @@ COLUMNS = ("segmentation", "cells", "found", "found degraded", "found intact", "
 def prepare(folder: Path, options: argparse.Namespace) -> list[Path]:
     """Simulated sample → curated patches; gives the tile folders."""
     simulate.run(
-        out=folder / "sim", platform="merscope", width_um=options.size_um, height_um=options.size_um, planes=1, stains=options.stains,
-        degraded_fraction=options.degraded, degraded_contour=options.contour, transcripts_per_um2=options.transcripts, empty_fraction=0.1,
-        generation="parquet", seed=options.seed,
-    )  # fmt: skip
+        out=folder / "sim",
+        platform="merscope",
+        width_um=options.size_um,
+        height_um=options.size_um,
+        planes=1,
+        stains=options.stains,
+        degraded_fraction=options.degraded,
+        degraded_contour=options.contour,
+        transcripts_per_um2=options.transcripts,
+        empty_fraction=0.1,
+        generation="parquet",
+        seed=options.seed,
+    )
     manifest = next((folder / "sim" / "raw").rglob("detected_transcripts*"))
     convert.run(raw=manifest.parent, sample="s", platform="merscope", out=folder / "convert", z_planes="0")
     tile.run(
-        sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder, working_um=0.253, tile_um=750.0, overlap_um=32.384,
+        sample_json=folder / "convert" / "sample.json",
+        zarr=folder / "convert" / "s.zarr",
+        out=folder,
+        working_um=0.253,
+        tile_um=750.0,
+        overlap_um=32.384,
         min_transcripts=3,
-    )  # fmt: skip
+    )
     return [folder / "tiles" / t["tile_id"] for t in TileIndex.read(folder / "tiles" / "tiles.json").tiles]
 
 
 def teach_and_curate(folder: Path, tiles: list[Path]) -> None:
     """The watershed teacher with the pipeline's defaults, thresholds, patches."""
     teach.run(
-        tiles=tiles, out=folder / "teach", teacher="watershed", vendor_cells=None, nuclei_weights=None, nuclei_sha256=None,
-        cyto_weights=None, cyto_sha256=None, cell_diameter_um=6.5, nucleus_diameter_um=6.5, min_nucleus_area_um2=8.0, min_cell_area_um2=12.8, density_sigma_um=1.08, contain=0.95, intersect=0.05,
+        tiles=tiles,
+        out=folder / "teach",
+        teacher="watershed",
+        vendor_cells=None,
+        nuclei_weights=None,
+        nuclei_sha256=None,
+        cyto_weights=None,
+        cyto_sha256=None,
+        cell_diameter_um=6.5,
+        nucleus_diameter_um=6.5,
+        min_nucleus_area_um2=8.0,
+        min_cell_area_um2=12.8,
+        density_sigma_um=1.08,
+        contain=0.95,
+        intersect=0.05,
         device="cpu",
-    )  # fmt: skip
+    )
     calibrate.run(labels=[folder / "teach"], out=folder / "calibrate", background_percentile=5.0, spurious_percentile=5.0)
     curate.run(
-        tiles=tiles, labels=folder / "teach", thresholds=folder / "calibrate" / "thresholds.json", out=folder / "curate", contain=0.95, intersect=0.05,
-        max_background=0.05, density_sigma_um=1.08, patches=True, min_objects=3,
-    )  # fmt: skip
+        tiles=tiles,
+        labels=folder / "teach",
+        thresholds=folder / "calibrate" / "thresholds.json",
+        out=folder / "curate",
+        contain=0.95,
+        intersect=0.05,
+        max_background=0.05,
+        density_sigma_um=1.08,
+        patches=True,
+        min_objects=3,
+    )
 
 
 def fine_tune(folder: Path, options: argparse.Namespace) -> dict:
     """Train from the base; gives the decision of the gate."""
     train.run(
-        patches=[folder / "curate" / "patches"], out=folder / "train", name="finetuned", base=str(BASE), base_sha256=None, epochs=options.epochs,
-        learning_rate=options.learning_rate, batch_size=8, membrane_dropout=0.25, validation_fraction=0.05, holdout_fraction=0.1,
-        max_patches=options.max_patches, crop_wpx=options.crop_wpx, device=options.device, seed=options.seed,
-    )  # fmt: skip
+        patches=[folder / "curate" / "patches"],
+        out=folder / "train",
+        name="finetuned",
+        base=str(BASE),
+        base_sha256=None,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=8,
+        membrane_dropout=0.25,
+        validation_fraction=0.05,
+        holdout_fraction=0.1,
+        max_patches=options.max_patches,
+        crop_wpx=options.crop_wpx,
+        device=options.device,
+        seed=options.seed,
+    )
     return json.loads((folder / "train" / "decision.json").read_text())
 
 
 def cells_of(folder: Path, tiles: list[Path], model: Path, name: str, device: str) -> Path:
     """Segment and merge with a model; gives the folder of merge."""
     segment.run(
-        tiles=tiles, model=model, out=folder / f"segment-{name}", model_sha256=None, logit_threshold=None, min_flow=None, flow_error=0.9,
-        min_cell_area_um2=12.8, flow_steps=60, batch_size=1, device=device,
-    )  # fmt: skip
+        tiles=tiles,
+        model=model,
+        out=folder / f"segment-{name}",
+        model_sha256=None,
+        logit_threshold=None,
+        min_flow=None,
+        flow_error=0.9,
+        min_cell_area_um2=12.8,
+        flow_steps=60,
+        batch_size=1,
+        device=device,
+    )
     merge.run(
-        tiles_json=folder / "tiles" / "tiles.json", cells=folder / f"segment-{name}", teacher=folder / "teach",
-        thresholds=folder / "calibrate" / "thresholds.json", out=folder / f"merge-{name}",
-    )  # fmt: skip
+        tiles_json=folder / "tiles" / "tiles.json",
+        cells=folder / f"segment-{name}",
+        teacher=folder / "teach",
+        thresholds=folder / "calibrate" / "thresholds.json",
+        out=folder / f"merge-{name}",
+    )
     return folder / f"merge-{name}"
 
 

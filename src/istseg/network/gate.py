@@ -7,8 +7,8 @@ A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei 
 Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
 
 Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from
-truth by its own labels. Two things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells. And
-where the teacher labelled by several stains, its label images are held against each other on the cells that they share: labels that agree with each other
+truth by its own labels. Two things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells.
+Where the teacher labelled by several stains, its label images are held against each other on the cells that they share: labels that agree with each other
 less than the base agrees with them are noisier than the base, and cannot show that another model is better.
 """
 
