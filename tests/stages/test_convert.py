@@ -368,6 +368,34 @@ def test_cosmx_binned_images_lie_over_their_labels(tmp_path: Path) -> None:
     assert any("binned by 2" in w for w in sample.details["warnings"])
 
 
+@pytest.mark.parametrize(("platform", "generation"), [("merscope", "hdf5"), ("merscope", "parquet"), ("cosmx", "A"), ("cosmx", "B"), ("cosmx", "C")])
+def test_simulated_truth_lies_where_convert_puts_the_transcripts(tmp_path: Path, platform: str, generation: str) -> None:
+    """The simulator is written apart from the readers: what both agree on is right or wrong in the same way only by the formats."""
+    import shapely
+
+    from istseg.stages import simulate
+
+    simulate.run(
+        out=tmp_path / "sim", platform=platform, width_um=70, height_um=60, planes=2, stains="Cellbound1", degraded_fraction=0, degraded_contour=0.5,
+        transcripts_per_um2=1, empty_fraction=0.1, generation=generation, seed=1,
+    )  # fmt: skip
+    sample, _, points = run(tmp_path / "sim" / "raw", tmp_path / "out", platform)
+    truth = pd.read_parquet(tmp_path / "sim" / "truth" / "transcripts.parquet").set_index("transcript_id").reindex(points["transcript_id"])
+    cells = gpd.read_parquet(tmp_path / "sim" / "truth" / "cells.parquet").set_index("cell_id").geometry
+    xy = points[["x", "y"]].to_numpy()
+    pixel = apply_affine(sample.affine, xy)
+    inside = truth["cell_id"].isin(cells.index).to_numpy() & ((pixel > 0) & (pixel < [sample.width_px, sample.height_px])).all(axis=1)
+    assert inside.sum() > 500
+    polygons = cells.reindex(truth.loc[inside, "cell_id"]).to_numpy()
+
+    def share(shift: tuple[float, float]) -> float:
+        return shapely.contains_xy(polygons, *(xy[inside] + shift).T).mean()
+
+    assert share((0, 0)) > 0.85  # some diffuse out of their cell
+    assert all(share((0, 0)) > share(shift) + 0.02 for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)))
+    assert sample.n_vendor_cells > 10
+
+
 @pytest.mark.real_data
 def test_real_brain(tmp_path: Path) -> None:
     raw = fx.real_data() / "merscope_mouse_brain"

@@ -132,10 +132,12 @@ def test_one_bad_field_of_view_among_good_ones_is_told(tmp_path: Path) -> None:
     assert any("In fields of view 1 " in w for w in facts.warnings)
 
 
-def test_without_labels_and_without_a_clear_density_the_usual_flip_is_taken_and_told(tmp_path: Path) -> None:
-    fx.cosmx(tmp_path, labels=False, n=3000)
+@pytest.mark.parametrize(("generation", "usual"), [("A", "y"), ("C", "none")])
+def test_without_labels_and_without_a_clear_density_the_usual_flip_is_taken_and_told(tmp_path: Path, generation: str, usual: str) -> None:
+    """Image rows run against the stage's y in every generation; `y_local` runs with the stage in A and against it in C."""
+    fx.cosmx(tmp_path, generation=generation, flip=usual, labels=False, n=3000)
     _, facts = inspected(tmp_path)
-    assert facts.details["orientation"]["flip"] == "y"
+    assert facts.details["orientation"]["flip"] == usual
     assert facts.details["orientation"]["evidence"] == "none"
     assert any("tells nothing" in w for w in facts.warnings)
     assert facts.cells_from is None

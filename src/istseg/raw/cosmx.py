@@ -56,7 +56,7 @@ class CosmxSample(RawSample):
         table_um, source = self._pixel_size(ratio, positions, unit, fits, image, frame, generation, problems)
         if problems:
             raise InputError(problems)
-        flip, evidence = self._flip(rows, frame, problems)
+        flip, evidence = self._flip(rows, frame, signs[1], problems)
         offsets, shift = self._offsets(positions, unit, table_um, fits, signs, problems)
         if problems:
             raise InputError(problems)
@@ -261,11 +261,11 @@ class CosmxSample(RawSample):
                 self._warnings.append(f"Pixel size {size:.5f} µm ({source}) is used, but by {other} it is {value:.5f} µm.")
         return size, source
 
-    def _flip(self, rows: cosmx_geometry.LocalRows, frame: tuple[int, int], problems: list[str]) -> tuple[str, dict[str, Any]]:
+    def _flip(self, rows: cosmx_geometry.LocalRows, frame: tuple[int, int], sign_y: int, problems: list[str]) -> tuple[str, dict[str, Any]]:
         flip, evidence = cosmx_orientation.by_labels(rows, self._label_pages, self._read_labels, str(self.root), problems, self._warnings)
         if flip is not None:
             return flip, evidence
-        return cosmx_orientation.by_density(rows, self._fovs, frame, self._thumbnail, self._warnings)
+        return cosmx_orientation.by_density(rows, self._fovs, frame, sign_y, self._thumbnail, self._warnings)
 
     def _thumbnail(self, fov: int, shape: tuple[int, int]) -> np.ndarray:
         import cv2

@@ -10,8 +10,6 @@ import numpy as np
 from istseg.raw import agreement
 from istseg.raw.cosmx_geometry import FOVS_TESTED, MIN_AGREEMENT, LocalRows, label_agreement
 
-USUAL = "y"
-"""Rows against `y_local_px`: so it is in every export known to be right."""
 _CLEAR = 0.05
 _FLOOR = 0.1
 _THUMBNAIL = 256
@@ -53,7 +51,7 @@ def by_labels(rows: LocalRows, labels: dict[int, Any], read: Read, where: str, p
 
 
 def by_density(
-    rows: LocalRows, fovs: list[int], frame: tuple[int, int], read: Callable[[int, tuple[int, int]], np.ndarray], warnings: list[str]
+    rows: LocalRows, fovs: list[int], frame: tuple[int, int], sign_y: int, read: Callable[[int, tuple[int, int]], np.ndarray], warnings: list[str]
 ) -> tuple[str, dict[str, Any]]:
     """Flip under which transcripts lie best where the stains are; the usual one when that is not clear. Always tells so in `warnings`.
 
@@ -65,6 +63,8 @@ def by_density(
         FOVs with an image.
     frame
         (height, width) of a FOV in table pixels.
+    sign_y
+        Of `y_global_px` against `y_local_px`. The stage's y runs upwards and image rows run downwards, so the usual flip follows from it.
     read
         (FOV, shape) → thumbnail (c, y, x) of that shape.
     warnings
@@ -78,10 +78,11 @@ def by_density(
         found = agreement.density_evidence(read(fov, density.shape), density)
         for name, value in found.get("correlation", {}).items():
             totals[name] += value / len(tested)
-    order = sorted(totals, key=lambda n: (-totals[n], n != USUAL))
+    usual = "y" if sign_y > 0 else "none"
+    order = sorted(totals, key=lambda n: (-totals[n], n != usual))
     clear = totals[order[0]] > _FLOOR and totals[order[0]] - totals[order[1]] > _CLEAR
-    best = order[0] if clear else USUAL
-    how = "the best is taken" if clear else "which tells nothing; the usual one (rows against y_local_px) is taken"
+    best = order[0] if clear else usual
+    how = "the best is taken" if clear else f"which tells nothing; the usual one ({usual}) is taken"
     listing = ", ".join(f"{n} {v:.2f}" for n, v in totals.items())
     warnings.append(f"Without labels the flip of the images was judged by how transcripts follow the stains ({listing}), {how}: check the overview.")
     return best, {"evidence": "density" if clear else "none", "correlation": {n: round(v, 4) for n, v in totals.items()}}
