@@ -83,11 +83,11 @@ def plain_params(given) {
 def check_params(given, schema) {
     def rules = rules_of(schema)
     def unknown = given.keySet().findAll { name -> !rules.containsKey(name) }
-    // `--tile-um` reaches us as `tile-um` and `tileUm`: one message for both.
-    def hyphenated = unknown.findAll { name -> name.contains('-') }.collect { name -> name.replaceAll(/-([a-z0-9])/) { all, letter -> letter.toUpperCase() } }
-    def problems = unknown.findAll { name -> !(name in hyphenated) }.collect { name ->
-        def near = nearest(name.replaceAll(/([a-z0-9])([A-Z])/, '$1_$2').toLowerCase().replace('-', '_'), rules.keySet() as List)
-        "--${name}: there is no such parameter${near ? "; did you mean --${near}?" : '; --help lists them.'}"
+    def problems = unknown.collect { name ->
+        // `--tile-um` reaches us as `tileUm`: the message shows what was typed.
+        def hyphens = name.replaceAll(/([a-z0-9])([A-Z])/, '$1-$2').toLowerCase()
+        def near = nearest(hyphens.replace('-', '_'), rules.keySet() as List)
+        "--${workflow.commandLine.contains("--${hyphens}") ? hyphens : name}: there is no such parameter${near ? "; did you mean --${near}?" : '; --help lists them.'}"
     }
     problems += schema.required.findAll { name -> given[name] == null }.collect { name -> "--${name}: is missing. ${rules[name].description}" }
     problems += given.findAll { name, value -> rules.containsKey(name) && value != null }.collectMany { name, value -> check_value(value, rules[name], "--${name}", null) }
@@ -119,7 +119,7 @@ def has_command() {
 // Rows of the samplesheet as maps without empty values, `path` as a file, `line` apart; and the problems.
 def read_samplesheet(path, schema) {
     def rules = schema.items.properties
-    def text = path.text.replaceFirst('^\uFEFF', '')
+    def text = new String(path.bytes, 'UTF-8').replaceFirst('^\uFEFF', '')
     if (text.contains('\uFFFD') || text.contains('\u0000')) {
         return [[], ["${path}: is not text in UTF-8; save it as `CSV UTF-8`."]]
     }
