@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dic
     height, width = (max(c[axis] for c in corners) + frame[axis] for axis in (0, 1))
     stains = tuple(COSMX_NAMES.get(stain, stain) for stain in recipe.stains)
     stains = stains if generation == "A" or not stains else _five(stains)
-    fitted = Recipe(**{**recipe.__dict__, "width_um": width * pixel, "height_um": height * pixel, "stains": stains, "planes": 1, "depth": _Z_LEVELS})
+    fitted = replace(recipe, width_um=width * pixel, height_um=height * pixel, stains=stains, planes=1, depth=_Z_LEVELS)
     with tempfile.TemporaryDirectory(dir=raw.parent) as parts:
         slide = Slide(fitted, raw, Path(parts), generation, "Sim1", frame, corners)
         fovs = list(range(1, len(corners) + 1))

@@ -28,7 +28,7 @@ SCALE = (9.259397506713867, 9.259394645690918)
 """Pixels per µm in x and y, as on a real region: they differ slightly."""
 CONTROL_NAMES = [f"Blank-{i + 1}" for i in range(N_CONTROLS)]
 _IMAGE_BLOCK = 1024
-_STRIP = 8
+_STRIP, _ONE_STRIP = 10, 5  # lattice blocks
 FIELD_PX = 2048
 
 
@@ -128,9 +128,9 @@ def _write_images_tables(region: Region) -> None:
 
 
 def _strips(region: Region) -> list[tuple[int, int]]:
-    """Columns [bx0, bx1) of lattice blocks that one task makes from top to bottom: as many as the caches hold rows of."""
+    """Columns [bx0, bx1) of lattice blocks that one task makes from top to bottom, so narrow that the caches hold the rows around; an even number, for two cores."""
     across = region.recipe.tissue.layout.blocks[1]
-    n = -(-across // _STRIP)
+    n = 1 if across <= _ONE_STRIP else 2 * -(-across // (2 * _STRIP))
     ends = np.linspace(0, across, n + 1).round().astype(int).tolist()
     return list(zip(ends[:-1], ends[1:], strict=True))
 

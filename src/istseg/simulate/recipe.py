@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,10 @@ class Recipe:
     empty_fraction: float
     seed: int
     depth: int
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Only the parameters travel to other processes, not what was made of them."""
+        return Recipe, tuple(getattr(self, f.name) for f in fields(self))
 
     @cached_property
     def tissue(self) -> Tissue:

@@ -44,9 +44,9 @@ class Tissue:
             (Field(seed, "warp_fine", 1.8), 0.16),
             (Field(seed, "warp_fine", 1.8, 1), 0.16),
         ]
-        self.raw = lru_cache(maxsize=60)(self._raw)
-        self.block = lru_cache(maxsize=100)(self._block)
-        self.vendor = lru_cache(maxsize=64)(self._vendor)
+        self.raw = lru_cache(maxsize=72)(self._raw)
+        self.block = lru_cache(maxsize=125)(self._block)
+        self.vendor = lru_cache(maxsize=80)(self._vendor)
 
     def labels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Cell numbers int32 and nucleus index uint8 (0 none, 1, 2) of a box (y0, x0, y1, x1) in geometry pixels."""
