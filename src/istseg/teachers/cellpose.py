@@ -1,8 +1,8 @@
 """Teacher `cellpose`: Cellpose 3 `nuclei` on the nucleus stain, `cyto3` on each membrane stain with the nucleus stain as second channel.
 
-Source: the paper, Candidate cell segmentation; Stringer and Pachitariu 2025 (Cellpose 3). The network runs through Cellpose's public interface, window by window
-on the sample's grid, on stains normalised by the sample's ranges and at a fixed rescaling; flows are blended and turned into masks by this package, so labels
-do not depend on the tiling. Weights are files that are checked; nothing is ever downloaded.
+Source: the paper, Candidate cell segmentation; Stringer and Pachitariu 2025 (Cellpose 3). The network runs through Cellpose's public interface, window by
+window on the sample's grid, on stains normalised by the sample's ranges and at a fixed rescaling; flows are blended and turned into masks by this package, so
+labels do not depend on the tiling. Weights are files that are checked; nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def load(path: Path, diameter: float, device: torch.device) -> Any:
     # Imported here: cellpose takes seconds to load, and its start is checked with the device.
     from cellpose.models import CellposeModel
 
-    logging.getLogger("cellpose").setLevel(logging.WARNING)
+    # For every stack of windows cellpose warns of an option that is not used here.
+    logging.getLogger("cellpose").setLevel(logging.ERROR)
     advice = "Give weights of Cellpose 3 (`nuclei`, `cyto3`, or fine-tuned from them); those of Cellpose 4 are of another network."
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from scipy import ndimage as ndi
+from skimage.measure import label as measure_label
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
@@ -36,6 +37,8 @@ FLOOR = 0.12
 """Smoothed nucleus stain below this share of the sample's range is no nucleus."""
 RISE = 0.04
 """How far the smoothed nucleus stain must rise above its surroundings, share of the sample's range."""
+HALF = 0.45
+"""Height of a nucleus's outline between darkest surroundings and the nucleus's own brightness."""
 REACH = 0.75
 """How far cells reach from their nucleus, cell diameters."""
 EDGE_UM = 0.5
@@ -105,7 +108,40 @@ def label_nuclei(stain: np.ndarray, um: float, diameter_um: float, min_area_um2:
     mask = ndi.binary_opening(mask, _disk(0.1 * diameter))
     depth = ndi.gaussian_filter(ndi.distance_transform_edt(mask).astype(np.float32) / (diameter / 2), 0.08 * diameter)
     landscape = depth + 0.5 * ndi.gaussian_filter(clipped, 0.15 * diameter)
-    return _keep_large(watershed(-landscape, _peaks(landscape, mask, 0.35 * diameter), mask=mask), min_area_um2 / um**2)
+    labels = watershed(-landscape, _peaks(landscape, mask, 0.35 * diameter), mask=mask)
+    return _keep_large(_to_half_height(labels, smooth, int(1.5 * diameter)), min_area_um2 / um**2)
+
+
+def _to_half_height(labels: np.ndarray, smooth: np.ndarray, reach: int) -> np.ndarray:
+    """Cut each nucleus back to where the stain is between its own height and the darkest place in reach; the largest part remains.
+
+    The rise above the surroundings alone would draw a lone nucleus too large: its surroundings are dark.
+    """
+    n = int(labels.max()) + 1
+    area = np.maximum(np.bincount(labels.ravel(), minlength=n), 1)
+    upper = smooth >= (np.bincount(labels.ravel(), weights=smooth.ravel(), minlength=n) / area)[labels]
+    height = np.bincount(labels[upper], weights=smooth[upper], minlength=n) / np.maximum(np.bincount(labels[upper], minlength=n), 1)
+    # A square: its minimum is separable.
+    dark = cv2.erode(smooth, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    floor = np.bincount(labels.ravel(), weights=dark.ravel(), minlength=n) / area
+    limit = floor + HALF * (height - floor)
+    return _largest_parts(np.where(smooth >= limit[labels], labels, 0))
+
+
+def _largest_parts(labels: np.ndarray) -> np.ndarray:
+    """int32: each label's largest 4-connected part; the first of equals."""
+    parts = measure_label(labels, connectivity=1)
+    n = int(parts.max()) + 1
+    owner = np.zeros(n, labels.dtype)
+    owner[parts] = labels
+    area = np.bincount(parts.ravel(), minlength=n)
+    # Stable: of equal parts the one that comes first in the image.
+    order = np.lexsort((-area, owner))
+    first = np.r_[True, owner[order][1:] != owner[order][:-1]]
+    keep = np.zeros(n, bool)
+    keep[order[first]] = True
+    keep[0] = False
+    return np.where(keep[parts], labels, 0).astype(np.int32)
 
 
 def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: float, min_area_um2: float) -> np.ndarray:
