@@ -46,12 +46,18 @@ class CuratedTile:
         Layer → bool (y, x): pixels that may teach.
     counts
         Layer → rule → number of owned objects.
+    last_cell
+        Layer → largest cell id: labels above it are stand-in nuclei.
+    nuclei
+        int32 (y, x): all of the teacher's nuclei.
 
     """
 
+    nuclei: np.ndarray
     labels: dict[str, np.ndarray]
     teach: dict[str, np.ndarray]
     counts: dict[str, dict[str, int]]
+    last_cell: dict[str, int]
 
 
 def run(
@@ -112,7 +118,7 @@ def curate_tile(tile: Tile, taught: TileLabels, limits: Limits) -> CuratedTile:
     density = rna_density(tile.transcript_counts(), limits.density_sigma_um, tile.working_um)
     background = density < limits.background_density
     nuclei = taught.layers[NUCLEI]
-    result = CuratedTile({}, {}, {})
+    result = CuratedTile(nuclei, {}, {}, {}, {})
     owned = taught.objects[taught.objects["owned"]]
     owned_nuclei = owned.loc[owned["layer"] == NUCLEI, "label"]
     for layer in (name for name in taught.layers if name.startswith(CELLS)):
@@ -125,6 +131,7 @@ def curate_tile(tile: Tile, taught: TileLabels, limits: Limits) -> CuratedTile:
             limits.max_background,
         )
         result.labels[layer] = rules.curated_labels(cells, nuclei, cell_ids[selection.kept_cells], nucleus_ids[selection.stand_ins])
+        result.last_cell[layer] = int(cells.max(initial=0))
         result.teach[layer] = rules.teaching_pixels(result.labels[layer], background, list(taught.layers.values()))
         owned_cells = np.isin(cell_ids, owned.loc[owned["layer"] == layer, "label"])
         result.counts[layer] = {
@@ -156,6 +163,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
         place = np.s_[:, inside[0] - box[0] : inside[2] - box[0], inside[1] - box[1] : inside[3] - box[1]]
         labels = np.zeros((len(layers), grid.window, grid.window), np.int32)
         teach = np.zeros(labels.shape, bool)
+        nuclei = np.zeros(labels.shape[1:], np.int32)
+        nuclei[place[1:]] = curated.nuclei[part]
         labels[place] = [curated.labels[layer][part] for layer in layers]
         teach[place] = [curated.teach[layer][part] for layer in layers]
         rows, columns = reflect(box[0], box[2], grid.height) - y0, reflect(box[1], box[3], grid.width) - x0
@@ -171,6 +180,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
             counts=count_window(tile, counts, box).astype(np.uint16),
             labels=labels,
             teach=teach,
+            stand_ins=[[int(i) for i in np.unique(image) if i > curated.last_cell[layer]] for layer, image in zip(layers, labels, strict=True)],
+            nuclei=nuclei,
         ).write(folder / f"{tile.tile_id}_w{gy}_{gx}.npz")
         written += 1
     return written
