@@ -253,3 +253,41 @@ def test_methods_without_any_result(tmp_path):
     report = summarise(collect(made.write_run(tmp_path, ["a"]), tmp_path), checks.limits())
     text, _ = methods.paragraph(report)
     assert text.startswith("No sample of this run was segmented")
+
+
+def test_sparse_counts_of_nuclei_keep_their_gaps(run):
+    _, report = run
+    thresholds = {**report["samples"][0]["thresholds"], "count_histogram": {"values": [0, 3, 400], "counts": [5, 3, 2]}, "spurious_count": 2.0}
+    bars = figures.nucleus_counts(thresholds)["data"][0]
+    shown = {x: y for x, y in zip(bars["x"], bars["y"], strict=True) if y}
+    assert shown == {3.0: 80.0, 399.0: 20.0}
+
+
+def test_bins_of_unequal_width_are_drawn_as_density(run):
+    _, report = run
+    thresholds = {**report["samples"][0]["thresholds"], "density_histogram": {"edges": [0, 1, 3], "counts": [1, 1]}, "background_density": 0.5}
+    figure = figures.density(thresholds)
+    assert figure["data"][0]["y"] == [50.0, 25.0]
+    assert figure["layout"]["yaxis"]["title"]["text"].endswith("per unit")
+
+
+def test_thresholds_of_zero_ask_for_a_look(tmp_path):
+    made.write_whole(tmp_path, "s", segmentations=("istseg",), n_cells=3000, n_umap=0, pictures=False)
+    path = tmp_path / "s" / "calibrate" / "thresholds.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"background_density": 0.0, "spurious_count": 0.0}))
+    sample = summarise(collect(made.write_run(tmp_path, ["s"]), tmp_path), checks.limits())["samples"][0]
+    assert {c["name"] for c in sample["checks"] if c["verdict"] == "look"} == {"background_threshold", "spurious_threshold"}
+    assert sample["verdict"] == "look"
+
+
+def test_bins_that_grow_by_a_factor_are_drawn_logarithmic(run):
+    _, report = run
+    edges = [0.0, *np.geomspace(0.01, 10, 13).tolist()]
+    thresholds = {**report["samples"][0]["thresholds"], "density_histogram": {"edges": edges, "counts": [4, *[8] * 12]}, "background_density": edges[3]}
+    figure = figures.density(thresholds)
+    bars = figure["data"][0]
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    assert sum(bars["y"]) == pytest.approx(100, rel=1e-4)
+    assert bars["y"][0] == 4.0 and min(bars["x"]) > 0
+    assert bars["marker"]["color"] == ["#D55E00"] * 3 + ["#56B4E9"] * 10
+    assert figure["layout"]["annotations"][0]["x"] == pytest.approx(np.log10(figure["layout"]["shapes"][0]["x0"]))

@@ -178,6 +178,8 @@ _VALUES: dict[str, Callable[[Found, dict[str, Any]], Value]] = {
     "saturation": _saturation,
     "flat_stains": _flat,
     "nuclei": _main(lambda m: m.nuclei["total"]),
+    "background_threshold": lambda f, d: (f.thresholds.background_density, "") if f.thresholds else (None, "not calibrated"),
+    "spurious_threshold": lambda f, d: (f.thresholds.spurious_count, "") if f.thresholds else (None, "not calibrated"),
     "tissue_fraction": lambda f, d: (f.tiles.tissue_fraction, "") if f.tiles else (None, "not tiled"),
     "tiles_skipped": _derived("tiles_skipped_fraction", "not tiled"),
     "cells": _main(lambda m: m.n_cells),

@@ -21,6 +21,7 @@ _UMAP_ALL = 150_000
 """Points of all embeddings of a report together: keeps the file small for many samples."""
 _COUNTS = [[0, "#31446b"], [0.25, "#666970"], [0.5, "#958f78"], [0.75, "#cab969"], [1, "#ffea46"]]
 """Cividis without its darkest fifth, which could not be seen on a dark page."""
+_BARS = 80
 _HEIGHT = 290
 
 
@@ -106,37 +107,65 @@ def density(thresholds: dict[str, Any]) -> Figure | None:
 def nucleus_counts(thresholds: dict[str, Any]) -> Figure | None:
     """Transcripts per nucleus with the threshold T_spurious."""
     h = thresholds["count_histogram"]
-    values = np.asarray(h.get("values", []), float)
-    if not len(values):
+    values, n = np.asarray(h.get("values", []), float), np.asarray(h.get("counts", []), float)
+    if not n.sum():
         return None
-    edges = np.concatenate([values, [values[-1] + (values[-1] - values[-2] if len(values) > 1 else 1)]])
+    # Only values that occur are listed: they are put into bins of a whole width, so that gaps stay gaps.
+    last = values[np.searchsorted(np.cumsum(n), 0.995 * n.sum())]
+    width = int(np.ceil((last + 1) / _BARS))
+    counts = np.bincount((values // width).astype(int), weights=n)
+    edges = np.arange(len(counts) + 1) * width
     t = thresholds["spurious_count"]
-    return _marked({"edges": edges, "counts": h["counts"]}, t, f"T_spurious = {t:.3g}", "Transcripts per nucleus", "% of nuclei", "Transcripts per nucleus")
+    return _marked({"edges": edges, "counts": counts}, t, f"T_spurious = {t:.3g}", "Transcripts per nucleus", "% of nuclei", "Transcripts per nucleus")
 
 
 def _marked(h: dict[str, Any], at: float, label: str, x_title: str, y_title: str, what: str) -> Figure | None:
-    """Bars of a histogram with one threshold drawn as a line; what lies below it is shown in another colour."""
+    """Bars of a histogram with one threshold drawn as a line; what lies below it is shown in another colour.
+
+    Bins that grow by a constant factor after a first one from 0 (`calibrate` writes them so) are drawn on a logarithmic axis; the first, which holds the
+    zeros, becomes one more step to the left.
+    """
     counts, edges = np.asarray(h.get("counts", []), float), np.asarray(h.get("edges", []), float)
     if not counts.sum():
         return None
-    centres = (edges[1:] + edges[:-1]) / 2
+    logarithmic = len(edges) > 4 and edges[0] == 0 and _is_logarithmic(edges[1:])
+    below = edges[1:] <= at
+    if logarithmic:
+        edges = np.concatenate([[edges[1] ** 2 / edges[2]], edges[1:]])
+    centres, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    share = 100 * counts / counts.sum()
+    if not logarithmic and not np.allclose(widths, widths[0]):
+        share, y_title = share / widths, f"{y_title} per unit"
     # A long thin tail would squeeze all that matters to the left.
     last = min(len(counts), int(np.searchsorted(np.cumsum(counts), 0.995 * counts.sum())) + 1)
-    right = max(float(edges[last]), at * 1.2)
+    left, right = float(edges[0]), max(float(edges[last]), at * 1.2)
     bars = {
-        "type": "bar", "x": _short(centres), "y": _short(100 * counts / counts.sum()), "width": _short(np.diff(edges)),
-        "marker": {"color": ["#D55E00" if c < at else "#56B4E9" for c in centres], "line": {"width": 0}},
-        "hovertemplate": "%{x:.3~g}: %{y:.2f} %<extra></extra>", "showlegend": False,
+        "type": "bar", "x": _short(centres), "y": _short(share), "width": _short(widths),
+        "marker": {"color": ["#D55E00" if b else "#56B4E9" for b in below], "line": {"width": 0}},
+        "hovertemplate": "%{x:.3~g}: %{y:.3~g} %<extra></extra>", "showlegend": False,
     }  # fmt: skip
-    layout = _layout(xaxis={"title": {"text": x_title}, "range": [float(edges[0]), right]}, yaxis={"title": {"text": y_title}}, bargap=0)
+    x_axis: dict[str, Any] = {"title": {"text": x_title}, "range": [left, right]}
+    place = at
+    if logarithmic:
+        at = max(at, left)
+        x_axis |= {"type": "log", "range": [float(np.log10(left)), float(np.log10(right))], "dtick": 1}
+        # Plotly takes the place of a note on a logarithmic axis as exponent, that of a line as value.
+        place = float(np.log10(at))
+    layout = _layout(xaxis=x_axis, yaxis={"title": {"text": y_title}}, bargap=0)
     layout["shapes"] = [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "#D55E00", "width": 2, "dash": "dash"}}]
-    layout["annotations"] = [{"x": at, "xref": "x", "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "text": f" {label}", "showarrow": False}]
+    layout["annotations"] = [{"x": place, "xref": "x", "y": 1.01, "yref": "paper", "xanchor": "auto", "yanchor": "bottom", "text": label, "showarrow": False}]
     return {"data": [bars], "layout": layout, "alt": f"{what}; the threshold {label} is marked."}
+
+
+def rules_of(by_layer: dict[str, dict[str, int]]) -> list[str]:
+    """All rules: cells before nuclei, what was kept before what was dropped."""
+    names = {rule for counts in by_layer.values() for rule in counts}
+    return sorted(names, key=lambda rule: (rule.split("_")[0], "kept" not in rule, rule))
 
 
 def curation(by_layer: dict[str, dict[str, int]]) -> Figure | None:
     """Objects of the teacher by rule: one bar per rule, grouped by layer."""
-    rules = list(dict.fromkeys(rule for counts in by_layer.values() for rule in counts))
+    rules = rules_of(by_layer)
     if not rules or not any(sum(c.values()) for c in by_layer.values()):
         return None
     colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
@@ -250,11 +279,12 @@ def cohort(samples: list[dict[str, Any]]) -> Figure | None:
         axis = "" if i == 0 else str(i + 1)
         left = i / len(panels)
         layout[f"xaxis{axis}"] = {
-            "domain": [left + 0.015, left + 1 / len(panels) - 0.015],
+            "domain": [left + 0.022, left + 1 / len(panels) - 0.022],
             "title": {"text": title},
             "rangemode": "tozero",
             "ticksuffix": " %",
-            "nticks": 5,
+            "tickangle": 0,
+            "nticks": 4,
             "zeroline": False,
         }
         for j, name in enumerate(segmentations):
@@ -266,7 +296,7 @@ def cohort(samples: list[dict[str, Any]]) -> Figure | None:
                     "type": "scatter", "mode": "markers", "name": escape(name), "legendgroup": name, "showlegend": i == 0, "xaxis": f"x{axis}",
                     "x": _short([100 * v for _, v in points]), "y": [n for n, _ in points],
                     "marker": {"color": colour, "symbol": symbols[j % len(symbols)], "size": 10, "line": {"width": 2, "color": colour}},
-                    "hovertemplate": "%{y}: %{x:.1f} %<extra>" + escape(name) + "</extra>",
+                    "cliponaxis": False, "hovertemplate": "%{y}: %{x:.1f} %<extra>" + escape(name) + "</extra>",
                 }
             )  # fmt: skip
     layout["yaxis"] = {"type": "category", "categoryorder": "array", "categoryarray": names[::-1], "automargin": True, "title": {"text": ""}}

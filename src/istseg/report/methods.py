@@ -40,7 +40,7 @@ def paragraph(report: dict[str, Any]) -> tuple[str, list[str]]:
     ]
     teacher = params.get("teacher")
     if teacher in _TEACHERS:
-        parts.append(f"Training labels of nuclei and cells were made by {_TEACHERS[teacher]}.")
+        parts.append(f"Nuclei and a first set of cells (the teacher) came from {_TEACHERS[teacher]}.")
         if teacher == "cellpose":
             references.append(CITATIONS["Cellpose"])
     parts.append(_thresholds(done))

@@ -180,7 +180,9 @@ def brief(value: Any) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{str(k).replace('_', ' ')}: {_plain(v)}" for k, v in value.items() if v not in (None, {}, []))
+        return "; ".join(
+            f"{str(k).replace('_', ' ')}{f' ({_plain(v)})' if isinstance(v, dict) else f': {_plain(v)}'}" for k, v in value.items() if v not in (None, {}, [])
+        )
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(v) for v in value)
     if isinstance(value, bool):
@@ -206,7 +208,7 @@ def _environment(report: dict[str, Any]) -> Environment:
         pointer = "/" + "/".join(str(s).replace("~", "~0").replace("/", "~1") for s in path)
         return Markup('<data value="{}" data-at="{}">{}</data>').format(json.dumps(value), pointer, show(value, kind))
 
-    environment.globals.update(number=number, limit_text=limit_text)
+    environment.globals.update(number=number, limit_text=limit_text, rules_of=figures.rules_of)
     environment.filters["as_text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
     environment.filters["brief"] = brief
     environment.filters["ticks"] = ticks
