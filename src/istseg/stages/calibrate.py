@@ -84,11 +84,12 @@ def pool(sketches: list[dict[str, Any]], background_percentile: float, spurious_
     best = max(sorted(cells), key=lambda c: (cells[c]["consistent"], -cells[c]["cells"]), default=None)
     best_stain = best.removeprefix(CELLS) if best and best.removeprefix(CELLS) in sketches[0]["stains"][1:] else None
     background = density.percentile(histogram, background_percentile)
+    spurious = density.count_percentile(per_nucleus, spurious_percentile)
     n_nuclei = sum(per_nucleus.values())
     return Thresholds(
         sample=sketches[0]["sample"],
         background_density=background,
-        spurious_count=density.count_percentile(per_nucleus, spurious_percentile),
+        spurious_count=spurious,
         n_nuclei=n_nuclei,
         n_nucleus_pixels=int(histogram.sum()),
         best_stain=best_stain,
@@ -97,7 +98,7 @@ def pool(sketches: list[dict[str, Any]], background_percentile: float, spurious_
         percentiles={"background": background_percentile, "spurious": spurious_percentile},
         density_histogram=_coarse(histogram),
         count_histogram={"values": sorted(per_nucleus), "counts": [per_nucleus[v] for v in sorted(per_nucleus)]},
-        warnings=_warnings(n_nuclei, background, background_percentile),
+        warnings=_warnings(n_nuclei, background, background_percentile, spurious),
     )
 
 
@@ -111,7 +112,7 @@ def _coarse(histogram: np.ndarray) -> dict[str, list[float]]:
     return {"edges": [0.0, *edges[first : last + 1].tolist()], "counts": [int(histogram[0]), *counts[first:last].tolist()]}
 
 
-def _warnings(n_nuclei: int, background: float, percent: float) -> list[str]:
+def _warnings(n_nuclei: int, background: float, percent: float, spurious: float) -> list[str]:
     found = []
     if n_nuclei < FEW_NUCLEI:
         found.append(
@@ -121,5 +122,9 @@ def _warnings(n_nuclei: int, background: float, percent: float) -> list[str]:
         found.append(
             f"At least {percent:g} % of the pixels inside nuclei are far from any transcript, so the background density is 0 and no pixel is background. "
             "The panel is sparse for the kernel (density_sigma_um), or transcripts and nuclei do not lie on each other."
+        )
+    elif n_nuclei and spurious == 0:
+        found.append(
+            "Many nuclei hold no transcript, so the spurious count is 0 and no cell can be spurious. Check that transcripts and nuclei lie on each other."
         )
     return found

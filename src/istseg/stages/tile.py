@@ -200,7 +200,9 @@ class _Cutter:
         spill.mkdir()
         self._spread(tiles, spill)
         for tile in tiles:
-            stains = np.stack([self._stain(name, tile.region) for name in tile.stains])
+            stains = np.empty((len(tile.stains), *tile.shape), np.uint16)
+            for plane, name in zip(stains, tile.stains, strict=True):
+                plane[:] = self._stain(name, tile.region)
             tile.write(folder / tile.tile_id, stains, self._gather(spill / tile.tile_id))
             index.tiles.append(
                 {"tile_id": tile.tile_id, "core": tile.core, "region": tile.region, "n_windows": len(tile.windows), "n_transcripts": tile.n_transcripts}
