@@ -178,7 +178,6 @@ class _Writer:
             for i, stain in enumerate(self.recipe.optics.stains):
                 image = tifffile.memmap(self.region.image(stain, plane))
                 image[y0:y1, x0:x1] = pixels[plane, i]
-                image.flush()
 
     def _landing(self, by: int, bx: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Transcripts of a block in or near the mosaic, and the instrument's cell (number) at each."""

@@ -14,7 +14,7 @@ from istseg.simulate.tissue import REACH_PX, Tissue
 
 _MIN_CELL_UM2 = 10.0
 _MIN_NUCLEUS_UM2 = 4.0
-_TOLERANCE_UM = 0.05
+_TOLERANCE_UM = 0.08
 
 
 class Truth(NamedTuple):
