@@ -37,10 +37,16 @@ FLOOR = 0.12
 """Smoothed nucleus stain below this share of the sample's range is no nucleus."""
 RISE = 0.04
 """How far the smoothed nucleus stain must rise above its surroundings, share of the sample's range."""
+LINE = 0.04
+"""Depth of the dark lines that part nuclei, share of the stain there."""
+CONTRAST = 0.7
+"""Weight of the stain's contrast against that of the distance from the rim where nuclei are cut apart."""
 HALF = 0.45
 """Height of a nucleus's outline between darkest surroundings and the nucleus's own brightness."""
 REACH = 0.75
 """How far cells reach from their nucleus, cell diameters."""
+TIE = 1e-5
+"""Edge strength per pixel away from the nucleus: on a plateau the order of the flood would depend on the tile."""
 EDGE_UM = 0.5
 """Width of the edges that are looked for in membrane stains."""
 MIN_STAIN = 0.05
@@ -106,8 +112,12 @@ def label_nuclei(stain: np.ndarray, um: float, diameter_um: float, min_area_um2:
     mask = (smooth > FLOOR) & (smooth - around > RISE)
     mask = remove_small_holes(mask, max_size=int(0.2 * diameter**2))
     mask = ndi.binary_opening(mask, _disk(0.1 * diameter))
-    depth = ndi.gaussian_filter(ndi.distance_transform_edt(mask).astype(np.float32) / (diameter / 2), 0.08 * diameter)
-    landscape = depth + 0.5 * ndi.gaussian_filter(clipped, 0.15 * diameter)
+    # Dark lines, where the stain is curved upwards, part touching nuclei that are one piece in the mask.
+    whole = mask & (ndi.gaussian_laplace(clipped, 0.1 * diameter) * (0.1 * diameter) ** 2 < LINE * (smooth + FLOOR))
+    depth = ndi.gaussian_filter(ndi.distance_transform_edt(whole).astype(np.float32) / (diameter / 2), 0.08 * diameter)
+    # Contrast and not brightness: touching nuclei are parted by a dark line as well in a bright cluster as in a dim one.
+    contrast = ndi.gaussian_filter(clipped, 0.12 * diameter) / (np.maximum(around, 0) + FLOOR)
+    landscape = depth + CONTRAST * contrast
     labels = watershed(-landscape, _peaks(landscape, mask, 0.35 * diameter), mask=mask)
     return _keep_large(_to_half_height(labels, smooth, int(1.5 * diameter)), min_area_um2 / um**2)
 
@@ -117,13 +127,7 @@ def _to_half_height(labels: np.ndarray, smooth: np.ndarray, reach: int) -> np.nd
 
     The rise above the surroundings alone would draw a lone nucleus too large: its surroundings are dark.
     """
-    n = int(labels.max()) + 1
-    area = np.maximum(np.bincount(labels.ravel(), minlength=n), 1)
-    upper = smooth >= (np.bincount(labels.ravel(), weights=smooth.ravel(), minlength=n) / area)[labels]
-    height = np.bincount(labels[upper], weights=smooth[upper], minlength=n) / np.maximum(np.bincount(labels[upper], minlength=n), 1)
-    # A square: its minimum is separable.
-    dark = cv2.erode(smooth, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    floor = np.bincount(labels.ravel(), weights=dark.ravel(), minlength=n) / area
+    height, floor = _heights(labels, smooth, reach)
     limit = floor + HALF * (height - floor)
     return _largest_parts(np.where(smooth >= limit[labels], labels, 0))
 
@@ -174,20 +178,65 @@ def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: f
     outside = max(int(nuclei.max()), 0) + 1
     markers = np.where((distance > reach) & (distance <= reach + _SHELL_WPX), outside, nuclei)
     clipped = np.clip(stain, 0.0, 1.5)
-    edges = edge_strength(clipped, EDGE_UM / um)
-    landscape = edges + 0.02 * np.minimum(distance / reach, 2)
-    flooded = watershed(landscape, markers, mask=distance <= reach + _SHELL_WPX)
+    distance[distance > 2 * reach] = 2 * reach
+    edges = edge_strength(clipped, distance, EDGE_UM / um)
+    flooded = watershed(edges + TIE * distance, markers, mask=distance <= reach + _SHELL_WPX)
     cells = np.where(flooded == outside, 0, flooded).astype(np.int32)
+    cells = _trim_filled(cells, nuclei, ndi.gaussian_filter(clipped, EDGE_UM / um), int(2 * reach))
     return _keep_large(_shown(cells, edges, clipped), min_area_um2 / um**2)
 
 
-def edge_strength(stain: np.ndarray, sigma: float) -> np.ndarray:
-    """float32 (y, x) ≥ 0: change of the stain over one sigma, as an edge (gradient) or as a bright ridge (largest negative curvature)."""
+def edge_strength(stain: np.ndarray, distance: np.ndarray, sigma: float) -> np.ndarray:
+    """Change of a stain over one sigma where a cell may end.
+
+    Parameters
+    ----------
+    stain
+        float32 (y, x).
+    distance
+        float32 (y, x), from the nearest nucleus. Where the stain rises away from the nucleus, as at the rim of a nucleus that is darker than its cytoplasm,
+        no cell ends.
+    sigma
+        Width of the edges in pixels.
+
+    Returns
+    -------
+    float32 (y, x): fall of the stain away from the nucleus plus its bright ridges (largest negative curvature); below 0 where it rises and in dark lines.
+
+    """
     order = {name: ndi.gaussian_filter(stain, sigma, order=o) for name, o in (("y", (1, 0)), ("x", (0, 1)), ("yy", (2, 0)), ("xx", (0, 2)), ("xy", (1, 1)))}
-    gradient = np.hypot(order["y"], order["x"]) * sigma
+    away_y, away_x = (ndi.gaussian_filter(distance, sigma, order=o) for o in ((1, 0), (0, 1)))
+    fall = -(order["y"] * away_y + order["x"] * away_x)
     half_trace = (order["yy"] + order["xx"]) / 2
     lowest = half_trace - np.hypot((order["yy"] - order["xx"]) / 2, order["xy"])
-    return gradient + np.maximum(-lowest, 0) * sigma**2
+    return fall * sigma - lowest * sigma**2
+
+
+def _trim_filled(cells: np.ndarray, nuclei: np.ndarray, smooth: np.ndarray, reach: int) -> np.ndarray:
+    """Cut cells whose nucleus is stained like their brightest parts, i.e. those of a filling stain, back to `HALF` of their own height.
+
+    Where such cells lie close, haze between them is in reach of every nucleus and would go to one of them. In a membrane stain the inside is dark and
+    nothing is cut.
+    """
+    height, floor = _heights(cells, smooth, reach)
+    limit = floor + HALF * (height - floor)
+    in_nucleus = np.where(nuclei == cells, nuclei, 0)
+    n = len(height)
+    nucleus = np.bincount(in_nucleus.ravel(), weights=smooth.ravel(), minlength=n) / np.maximum(np.bincount(in_nucleus.ravel(), minlength=n), 1)
+    limit[nucleus < limit] = -np.inf
+    return _largest_parts(np.where((smooth >= limit[cells]) | (in_nucleus > 0), cells, 0))
+
+
+def _heights(labels: np.ndarray, smooth: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n + 1,) each label's mean over its brighter part, and the mean of the darkest value in reach of its pixels."""
+    n = int(labels.max()) + 1
+    flat = labels.ravel()
+    area = np.maximum(np.bincount(flat, minlength=n), 1)
+    upper = smooth >= (np.bincount(flat, weights=smooth.ravel(), minlength=n) / area)[labels]
+    height = np.bincount(labels[upper], weights=smooth[upper], minlength=n) / np.maximum(np.bincount(labels[upper], minlength=n), 1)
+    # A square: its minimum is separable.
+    dark = cv2.erode(smooth, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    return height, np.bincount(flat, weights=dark.ravel(), minlength=n) / area
 
 
 def _shown(cells: np.ndarray, edges: np.ndarray, stain: np.ndarray) -> np.ndarray:
