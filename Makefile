@@ -21,7 +21,7 @@ setup: ## install what is missing: locked environment .venv, Nextflow (below thi
 demo: setup ## run the pipeline on the small samples in assets/demo; says where the report is
 	@echo "demo: the pipeline on assets/demo/samplesheet.csv, a few minutes"
 	@mkdir -p .istseg/demo
-	@cd .istseg/demo && ../../$(NEXTFLOW) -q run ../.. -profile demo --outdir "$(CURDIR)/results/demo" -resume
+	@cd .istseg/demo && ../../$(NEXTFLOW) run ../.. -profile demo --outdir "$(CURDIR)/results/demo" -resume
 	@echo "demo: open results/demo/report.html in a browser"
 
 test: setup ## all tests, with the real Nextflow

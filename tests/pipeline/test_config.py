@@ -110,7 +110,7 @@ def test_every_option_of_the_commands_can_be_set_or_is_an_artifact():
         ("apptainer", {"apptainer.enabled": True}),
         ("singularity", {"singularity.enabled": True}),
         ("demo", {"params.input": f"{ROOT}/assets/demo/samplesheet.csv", "params.max_cpus": 1}),
-        ("test", {"params.tile_um": 100.0}),
+        ("test", {"params.tile_um": 90.0}),
     ],
 )
 def test_profile_resolves(nextflow_module, profile, expected):

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# A real SLURM of one node (munged, slurmctld, slurmd) on 127.0.0.1 for tests; all its state lies in one folder, nothing in /etc, no systemd, no cgroups.
+#
+#   up.sh STATE        then: . STATE/env.sh; sbatch, squeue, nextflow ... talk to it
+#   down.sh STATE      ends what was started here and nothing else
+#
+# Needs root and the Debian packages slurm-wlm and munge.
+set -euo pipefail
+[ $# -eq 1 ] || { echo "usage: $0 STATE" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+export PATH=$PATH:/usr/sbin:/sbin
+die() { echo "slurm: $*" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || die "root is needed."
+for command in munged mungekey slurmctld slurmd sinfo; do
+    command -v $command >/dev/null || die "$command not found (apt-get install slurm-wlm munge)."
+done
+mkdir -p "$1"
+state=$(cd "$1" && pwd)
+[ ! -e "$state/pids" ] || die "$state/pids is there: run down.sh $state first."
+mkdir -p "$state"/{controller,spool,log}
+
+cpus=4              # may be more than the machine has
+memory=12000        # MiB
+port=16917
+node=$(hostname -s)
+umask 022
+rm -f "$state/munge.key"
+mungekey --create --keyfile "$state/munge.key"
+chmod 600 "$state/munge.key"
+
+cat >"$state/slurm.conf" <<CONF
+ClusterName=istseg
+SlurmctldHost=$node(127.0.0.1)
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=$state/munge.sock
+StateSaveLocation=$state/controller
+SlurmdSpoolDir=$state/spool
+SlurmctldPidFile=$state/slurmctld.pid
+SlurmdPidFile=$state/slurmd.pid
+SlurmctldLogFile=$state/log/slurmctld.log
+SlurmdLogFile=$state/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+SlurmdParameters=config_overrides
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=500
+MinJobAge=600
+KillWait=2
+JobCompType=jobcomp/filetxt
+JobCompLoc=$state/log/jobs.txt
+AccountingStorageType=accounting_storage/none
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+PartitionName=main Nodes=$node Default=YES MaxTime=UNLIMITED State=UP OverSubscribe=NO
+CONF
+echo "CgroupAutomount=no" >"$state/cgroup.conf"
+echo "export SLURM_CONF=$state/slurm.conf" >"$state/env.sh"
+export SLURM_CONF=$state/slurm.conf
+trap 'code=$?; [ $code = 0 ] || "$here/down.sh" "$state" >&2; exit $code' EXIT     # never half a cluster
+
+start() {    # name command... ; remembers the process by its id and start time
+    local name=$1
+    shift
+    setsid "$@" >"$state/log/$name.out" 2>&1 </dev/null &
+    local id=$!
+    sleep 0.1
+    [ -e /proc/$id/stat ] || { cat "$state/log/$name.out" >&2; die "$name did not start."; }
+    echo "$name $id $(sed 's/.*) //' /proc/$id/stat | cut -d' ' -f20)" >>"$state/pids"
+}
+start munged munged --foreground --force --num-threads 2 --key-file="$state/munge.key" --socket="$state/munge.sock" \
+    --pid-file="$state/munged.pid" --log-file="$state/log/munged.log" --seed-file="$state/munge.seed"
+for _ in $(seq 50); do [ -S "$state/munge.sock" ] && break; sleep 0.1; done
+start slurmctld slurmctld -D -c -f "$SLURM_CONF"
+start slurmd slurmd -D -f "$SLURM_CONF" -N "$node"
+
+for _ in $(seq 150); do
+    case $(sinfo -h -n "$node" -o %T 2>/dev/null) in
+        idle* | mixed* | allocated*) exit 0 ;;
+    esac
+    sleep 0.2
+done
+tail -n 15 "$state"/log/*.log >&2
+die "the node did not become idle in 30 s (logs above)."

@@ -1,0 +1,105 @@
+"""The embedded demo and a real sample through the real stages, end to end, with no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import anndata
+import geopandas as gpd
+import pandas as pd
+import pytest
+from conftest import ROOT, Nextflow, Run
+
+from istseg.artifacts.metrics import FLAGS, Metrics
+from istseg.artifacts.sample import Sample
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+SAMPLES = ("demo_merscope", "demo_cosmx")
+SEGMENTATIONS = ("istseg", "teacher", "vendor")
+
+
+def no_network() -> tuple[str, ...]:
+    """`unshare -n` where this user may: the run has no network interface but the loop."""
+    wrapper = ("unshare", "--net")
+    allowed = subprocess.run([*wrapper, "true"], capture_output=True).returncode == 0
+    return wrapper if allowed else ()
+
+
+@pytest.fixture(scope="module")
+def demo(nextflow_module: Nextflow) -> Run:
+    return nextflow_module.run("-profile", "demo", timeout=1400, wrapper=no_network())
+
+
+def test_everything_that_the_docs_promise_is_there(demo):
+    page = (ROOT / "docs" / "output.md").read_text()
+    promised = {name for row in re.findall(r"^\| (`.*?) \| ", page, re.M) for name in re.findall(r"`(.+?)`", row)}
+    assert len(promised) > 15
+    files = demo.files()
+    for pattern in promised:
+        if "model/" in pattern:  # only with --finetune
+            continue
+        for sample in SAMPLES:
+            for segmentation in SEGMENTATIONS:
+                concrete = pattern.replace("<sample>", sample).replace("<segmentation>", segmentation).rstrip("/…")
+                for one in alternatives(concrete):
+                    one = re.escape(one).replace(r"\*", "[^/]+")
+                    assert any(re.fullmatch(f"{one}(/.*)?", file) for file in files), one
+
+
+def alternatives(pattern: str) -> list[str]:
+    found = re.search(r"\{(.+?)\}", pattern)
+    return [pattern.replace(found.group(), option) for option in found.group(1).split(",")] if found else [pattern]
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_transcript_is_counted_once_and_every_cell_is_judged(demo, sample):
+    facts = Sample.read(demo.outdir / sample / "sample.json")
+    for segmentation in SEGMENTATIONS:
+        counts = anndata.read_h5ad(demo.outdir / sample / segmentation / "counts.h5ad")
+        transcripts = pd.read_parquet(demo.outdir / sample / f"{segmentation}.transcripts.parquet")
+        metrics = Metrics.read(demo.outdir / sample / segmentation / "metrics.json")
+        assert len(transcripts) == facts.transcripts["total"]
+        genes = transcripts[~transcripts["is_control"]]
+        inside = genes["cell_id"].notna() & (genes["cell_id"] != "")
+        assert counts.X.sum() == inside.sum()
+        # The share of transcripts in cells is one of those in the image; the vendor's polygons may reach past it.
+        assert 0 <= inside.sum() - metrics.transcripts["in_cells"] <= (metrics.transcripts["outside_image"] if segmentation == "vendor" else 0)
+        assert counts.n_obs == metrics.n_cells > 20
+        assert sum(metrics.flags[flag] for flag in FLAGS) == metrics.n_cells
+        assert counts.obs["qc_reason"].notna().all()
+
+
+def test_the_report_shows_all_samples_and_needs_nothing_else(demo):
+    page = (demo.outdir / "report.html").read_text(encoding="utf-8")
+    assert all(sample in page for sample in SAMPLES)
+    assert not re.search(r"<(script|img|link)[^>]+(src|href)=[\"']?https?://", page), "the report loads something from the network"
+    assert json.loads((demo.outdir / "report.json").read_text())["verdict"]["n_samples"] == 2
+    assert f"Report: {demo.outdir}/report.html" in demo.text
+
+
+def test_resume_does_nothing_but_the_report(demo, nextflow_module):
+    again = nextflow_module.run("-profile", "demo", "-resume", timeout=600)
+    assert {row["process"] for row in again.trace() if row["status"] != "CACHED"} == {"REPORT"}
+
+
+def test_cells_do_not_depend_on_tiles_and_tasks(demo, nextflow_module):
+    """Another tiling and another grouping of tiles give the same cells, border cells included."""
+    other = nextflow_module.run("-profile", "test", "--compare", "false", "--exports", "none", "-resume", outdir="tiled", timeout=1400)
+    batches = [row for row in other.trace() if row["process"] == "SEGMENT"]
+    assert len(batches) > 2, "the other tiling has more tasks"
+    for sample in SAMPLES:
+        one, many = (gpd.read_parquet(outdir / sample / "istseg.cells.parquet") for outdir in (demo.outdir, other.outdir))
+        assert sorted(one.geometry.normalize().to_wkb(hex=True)) == sorted(many.geometry.normalize().to_wkb(hex=True))
+
+
+def test_a_real_sample(nextflow, real_data):
+    sheet = nextflow.samplesheet(f"mouse_liver,merscope,{real_data}/merscope_mouse_liver/region_0")
+    run = nextflow.run("--input", sheet, "--max_cpus", 2, "--umap_cells", 0, timeout=900, wrapper=no_network())
+    counts = anndata.read_h5ad(run.outdir / "mouse_liver" / "istseg" / "counts.h5ad")
+    assert counts.n_obs > 5
+    facts = Sample.read(run.outdir / "mouse_liver" / "sample.json")
+    assert facts.transcripts["total"] == 5936
+    assert [stain.name for stain in facts.membranes] == ["Cellbound1", "Cellbound2"]
