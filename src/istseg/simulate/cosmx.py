@@ -30,6 +30,7 @@ _SMALL_UP_TO_UM = 1000.0
 _GAP_PX = 5.22
 _OUTSIDE_PX = 2.0
 _Z_LEVELS = 9
+_WORTH_PX = 8_000_000
 CONTROL_NAMES = {
     "A": [f"NegPrb{i + 1}" for i in range(N_CONTROLS)],
     "B": [*(f"Negative{i + 1}" for i in range(N_CONTROLS // 2)), *(f"SystemControl{i + 1}" for i in range(N_CONTROLS - N_CONTROLS // 2))],
@@ -72,7 +73,10 @@ class Slide:
         return [*GENES, *CONTROL_NAMES[self.generation]]
 
     def place(self, fov: int) -> tuple[float, float]:
-        """Position (x, y) of a FOV in the instrument's global pixels, in which y grows upwards: of its lower left corner in generation A, of its upper left corner in B and C."""
+        """Position (x, y) of a FOV in the instrument's global pixels, in which y grows upwards.
+
+        It is that of the lower left corner in generation A, of the upper left corner in B and C.
+        """
         y, x = self.corners[fov - 1]
         return 494.444 + x, (-160233.333 - y - self.frame[0]) if self.generation == "A" else (92340.5 - y)
 
@@ -89,7 +93,7 @@ def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dic
     with tempfile.TemporaryDirectory(dir=raw.parent) as parts:
         slide = Slide(fitted, raw, Path(parts), generation, "Sim1", frame, corners)
         fovs = list(range(1, len(corners) + 1))
-        work.run(_Writer, slide, fovs, "fields of view")
+        work.run(_Writer, slide, fovs, "fields of view", worth=frame[0] * frame[1] * len(fovs) > _WORTH_PX)
         counts = {
             "transcripts": truth.join(
                 [Path(parts) / f"{fov}.transcripts.parquet" for fov in fovs], truth_folder / "transcripts.parquet", truth.TRANSCRIPTS, "transcript_id"
@@ -130,7 +134,10 @@ def _five(stains: tuple[str, ...]) -> tuple[str, ...]:
 def _write_truth(slide: Slide, folder: Path) -> dict[str, int]:
     down, across = slide.recipe.tissue.layout.blocks
     n = {"cells": 0, "nuclei": 0}
-    with pq.ParquetWriter(folder / "cells.parquet", truth.CELLS) as cells, pq.ParquetWriter(folder / "nuclei.parquet", truth.NUCLEI) as nuclei:
+    with (
+        pq.ParquetWriter(folder / "cells.parquet", truth.CELLS, compression=truth.COMPRESSION) as cells,
+        pq.ParquetWriter(folder / "nuclei.parquet", truth.NUCLEI, compression=truth.COMPRESSION) as nuclei,
+    ):
         for by in range(down):
             for bx in range(across):
                 found = slide.recipe.outlines.truth(by, bx)
@@ -169,7 +176,7 @@ class _Writer:
         cosmx_tables.write_cells(slide, fov, labels, counts)
 
     def _labels(self, corner: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The instrument's cells in this FOV: their numbers, its label image (i + 1 for numbers[i]) and its compartments (0 none, 1 nuclear, 2 cytoplasm, 3 membrane)."""
+        """The instrument's cells in this FOV: their numbers, its label image (i + 1 for numbers[i]) and its compartments."""
         height, width = self.slide.frame
         pixel = self.slide.pixel_um
         box = covering(corner, (height * pixel, width * pixel))

@@ -128,7 +128,10 @@ def _write_images_tables(region: Region) -> None:
 
 
 def _strips(region: Region) -> list[tuple[int, int]]:
-    """Columns [bx0, bx1) of lattice blocks that one task makes from top to bottom, so narrow that the caches hold the rows around; an even number, for two cores."""
+    """Columns [bx0, bx1) of lattice blocks that one task makes from top to bottom, so narrow that the caches hold the rows around.
+
+    An even number of them, for two cores; the order of the rows in the tables follows from it, so it must not depend on the machine.
+    """
     across = region.recipe.tissue.layout.blocks[1]
     n = 1 if across <= _ONE_STRIP else 2 * -(-across // (2 * _STRIP))
     ends = np.linspace(0, across, n + 1).round().astype(int).tolist()

@@ -65,9 +65,10 @@ TYPES = (
     CellType("t_cell", 2, 0.60, 3.5, 0.10, 1.15, 0.84, 1.30, 0.05, 0.72, 0.04, 0.00, 0.80, 0.9, 0.65, ("CD3E", "CD8A", "IL7R", "TRAC")),
     CellType("b_cell", 2, 0.40, 3.9, 0.10, 1.15, 0.84, 1.30, 0.05, 0.70, 0.04, 0.00, 0.85, 1.0, 0.70, ("MS4A1", "CD79A", "CD19", "PAX5")),
 )
-_SHARED = (
-    "ACTB GAPDH B2M MALAT1 EEF1A1 TPT1 VIM FTL TMSB4X HSP90AA1 HLA-A HLA-DRA CD74 S100A6 LGALS1 IFITM3 JUN FOS NEAT1 MKI67 TOP2A PCNA STMN1 CCND1 MYC CXCL8 HIF1A VEGFA"
-).split()
+_SHARED = [
+    "ACTB", "GAPDH", "B2M", "MALAT1", "EEF1A1", "TPT1", "VIM", "FTL", "TMSB4X", "HSP90AA1", "HLA-A", "HLA-DRA", "CD74", "S100A6",
+    "LGALS1", "IFITM3", "JUN", "FOS", "NEAT1", "MKI67", "TOP2A", "PCNA", "STMN1", "CCND1", "MYC", "CXCL8", "HIF1A", "VEGFA",
+]  # fmt: skip
 GENES = sorted([g for t in TYPES for g in t.markers] + _SHARED)
 BACKGROUND = 0.05
 """Transcripts outside of cells per area, relative to those of the mean cell."""

@@ -35,6 +35,7 @@ def geo_schema(columns: list[tuple[str, pa.DataType]], geometry: str = "geometry
 CELLS = geo_schema([*_SHAPE, ("has_nucleus", pa.bool_()), ("n_nuclei", pa.int8()), ("degraded", pa.bool_()), ("cell_type", pa.string())])
 """`artifacts.cells.CELL_COLUMNS` and what is known of a simulated cell."""
 NUCLEI = geo_schema([*_SHAPE, ("parent_id", pa.string())])
+COMPRESSION = "zstd"
 TRANSCRIPTS = pa.schema([("transcript_id", pa.int64()), ("cell_id", pa.string())])
 """`transcript_id`: row of the raw table, from 0. `cell_id`: the cell it comes from, null for background, controls and cells that lie outside of the mosaic."""
 
@@ -71,7 +72,7 @@ def join(parts: Iterable[Path], path: Path, schema: pa.Schema, number: str | Non
     """Write parquet parts as one file, one after the other; column `number` is filled with the running row number. Returns the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, compression=COMPRESSION) as writer:
         for part in parts:
             for batch in pq.ParquetFile(part).iter_batches(500_000):
                 table = pa.Table.from_batches([batch])
