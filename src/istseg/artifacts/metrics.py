@@ -28,7 +28,7 @@ class Metrics:
     nuclei
         `total`, `in_one_cell` (contained by exactly one cell), `fraction_in_one_cell`, `in_no_cell`.
     flags
-        Number of cells by flag (`FLAGS`); `spurious_rate`, `inconsistent_rate`, `without_nucleus_rate` as shares of the cells inside the image
+        Number of cells inside the image by flag (`FLAGS`); `spurious_rate`, `inconsistent_rate`, `without_nucleus_rate` as shares of them
         (None without cells); `outside_image`, cells whose centroid lies outside.
     reasons
         Number of cells by value of `qc_reason`.

@@ -52,15 +52,14 @@ def flag_counts(obs: pd.DataFrame, in_image: np.ndarray) -> dict[str, Any]:
     Parameters
     ----------
     in_image
-        bool (cells,): centroid inside the image. Only these enter the rates: where nothing was imaged no nucleus can be found, and a vendor's cells may
+        bool (cells,): centroid inside the image. Only these are judged: where nothing was imaged no nucleus can be found, and a vendor's cells may
         reach beyond a mosaic that was cropped.
 
     """
-    counts = obs["qc_flag"].value_counts()
     inside = obs.loc[in_image, "qc_flag"]
     rates = {"spurious_rate": ["spurious"], "inconsistent_rate": ["inconsistent"], "without_nucleus_rate": ["no_nucleus", "spurious"]}
     return {
-        **{name: int(counts.get(name, 0)) for name in FLAGS},
+        **{name: int((inside == name).sum()) for name in FLAGS},
         "outside_image": int((~in_image).sum()),
         **{name: float(inside.isin(flags).mean()) if len(inside) else None for name, flags in rates.items()},
     }
@@ -100,7 +99,7 @@ def warnings(
     if (obs["n_transcripts"] == 0).mean() > 0.1:
         said.append(f"{(obs['n_transcripts'] == 0).mean():.0%} of the cells have no transcript.")
     if flags["outside_image"]:
-        said.append(f"{flags['outside_image']} cells lie outside the image: they are in the counts but not in the rates of the flags.")
+        said.append(f"{flags['outside_image']} cells lie outside the image: they are in the counts but are not judged by flags.")
     unmeasured = int(obs["background_fraction"].isna().sum()) - flags["outside_image"]
     if unmeasured > 0:
         said.append(f"{unmeasured} cells lie outside the tissue that was tiled or are smaller than a pixel: they have no stain means.")

@@ -73,13 +73,14 @@ def histogram(key: str, title: str, unit: str, metrics: dict[str, Metrics]) -> F
 
 def flags(metrics: dict[str, Metrics]) -> Figure | None:
     """One stacked bar per segmentation: share of the cells by flag."""
-    shown = {n: m for n, m in metrics.items() if m.n_cells}
+    judged = {n: sum(m.flags[flag] for flag in FLAGS) for n, m in metrics.items()}
+    shown = {n: m for n, m in metrics.items() if judged[n]}
     if not shown:
         return None
     names = list(reversed(shown))
     traces = []
     for flag in FLAGS:
-        share = [100 * shown[n].flags[flag] / shown[n].n_cells for n in names]
+        share = [100 * shown[n].flags[flag] / judged[n] for n in names]
         traces.append(
             {
                 "type": "bar", "orientation": "h", "name": palette.FLAG_NAMES[flag], "y": [escape(n) for n in names], "x": _short(share),
