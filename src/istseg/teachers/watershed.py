@@ -39,7 +39,7 @@ RISE = 0.04
 """How far the smoothed nucleus stain must rise above its surroundings, share of the sample's range."""
 LINE = 0.04
 """Depth of the dark lines that part nuclei, share of the stain there."""
-CONTRAST = 0.7
+CONTRAST = 1.5
 """Weight of the stain's contrast against that of the distance from the rim where nuclei are cut apart."""
 HALF = 0.45
 """Height of a nucleus's outline between darkest surroundings and the nucleus's own brightness."""
@@ -51,8 +51,10 @@ EDGE_UM = 0.5
 """Width of the edges that are looked for in membrane stains."""
 MIN_STAIN = 0.05
 """Mean of a membrane stain in a cell, share of the sample's range, below which the stain does not show the cell."""
-MIN_EDGE = 0.04
-"""Mean edge strength along a cell's outline, likewise."""
+MIN_EDGE = 0.03
+"""Edge strength that shows a piece of outline, likewise."""
+MIN_OUTLINE = 0.6
+"""Share of a cell's outline that the stain must show."""
 EXPANSION_UM = 3.0
 """How far cells reach from their nucleus where no membrane stain says it."""
 _SHELL_WPX = 3
@@ -113,12 +115,12 @@ def label_nuclei(stain: np.ndarray, um: float, diameter_um: float, min_area_um2:
     mask = remove_small_holes(mask, max_size=int(0.2 * diameter**2))
     mask = ndi.binary_opening(mask, _disk(0.1 * diameter))
     # Dark lines, where the stain is curved upwards, part touching nuclei that are one piece in the mask.
-    whole = mask & (ndi.gaussian_laplace(clipped, 0.1 * diameter) * (0.1 * diameter) ** 2 < LINE * (smooth + FLOOR))
+    whole = mask & (ndi.gaussian_laplace(clipped, 0.2 * diameter) * (0.2 * diameter) ** 2 < LINE * (smooth + FLOOR))
     depth = ndi.gaussian_filter(ndi.distance_transform_edt(whole).astype(np.float32) / (diameter / 2), 0.08 * diameter)
     # Contrast and not brightness: touching nuclei are parted by a dark line as well in a bright cluster as in a dim one.
-    contrast = ndi.gaussian_filter(clipped, 0.12 * diameter) / (np.maximum(around, 0) + FLOOR)
+    contrast = ndi.gaussian_filter(clipped, 0.25 * diameter) / (np.maximum(around, 0) + FLOOR)
     landscape = depth + CONTRAST * contrast
-    labels = watershed(-landscape, _peaks(landscape, mask, 0.35 * diameter), mask=mask)
+    labels = watershed(-landscape, _peaks(landscape, mask, 0.45 * diameter), mask=mask)
     return _keep_large(_to_half_height(labels, smooth, int(1.5 * diameter)), min_area_um2 / um**2)
 
 
@@ -250,8 +252,8 @@ def _shown(cells: np.ndarray, edges: np.ndarray, stain: np.ndarray) -> np.ndarra
     area = np.maximum(np.bincount(cells.ravel(), minlength=n), 1)
     stained = np.bincount(cells.ravel(), weights=stain.ravel(), minlength=n) / area
     on_rim = cells[rim]
-    strength = np.bincount(on_rim, weights=edges[rim], minlength=n) / np.maximum(np.bincount(on_rim, minlength=n), 1)
-    good = (stained >= MIN_STAIN) & (strength >= MIN_EDGE)
+    on_edge = np.bincount(on_rim, weights=edges[rim] >= MIN_EDGE, minlength=n) / np.maximum(np.bincount(on_rim, minlength=n), 1)
+    good = (stained >= MIN_STAIN) & (on_edge >= MIN_OUTLINE)
     good[0] = False
     return np.where(good[cells], cells, 0)
 
