@@ -39,7 +39,13 @@ def check_number(value, rule, where) {
 }
 
 def check_path(text, rule, where, base) {
-    def path = resolve(text, base)
+    def path = null
+    try {
+        path = resolve(text, base)
+    }
+    catch (java.nio.file.InvalidPathException error) {
+        return ["${where}: Java cannot read the name '${text}' in this locale; start Nextflow with LC_ALL=C.UTF-8."]
+    }
     if (!path.exists()) {
         return ["${where}: there is no ${rule.format == 'directory-path' ? 'folder' : 'file'} '${path}'."]
     }
