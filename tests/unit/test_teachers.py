@@ -230,3 +230,16 @@ def test_cellpose_trained_on_disks_finds_the_nuclei(net, tmp_path):
     inner = sheet.centres_um[(sheet.centres_um > 5).all(1) & (sheet.centres_um < 55).all(1)]
     assert (_iou(layers["nuclei"], inner, 3.0) > 0.6).mean() > 0.8
     assert teacher.method["nuclei_sha256"] == sha256(path) and teacher.method["device"] == "cpu"
+
+
+def test_texture_shows_no_outline():
+    """Nuclei in a sheet of even, grainy stain: no cell is given; rims around them: all are."""
+    y, x = np.mgrid[:200, :300] * UM
+    centres = [(cy, cx) for cy in (12, 25, 38) for cx in (12, 25, 38, 51, 64)]
+    distance = np.min([np.hypot(y - cy, x - cx) for cy, cx in centres], axis=0)
+    nuclei = ndi.label(distance < 3)[0].astype(np.int32)
+    grain = ndi.gaussian_filter(np.random.default_rng(0).normal(size=y.shape), 2.0)
+    flat = (0.6 + 0.1 * grain / grain.std()).astype(np.float32)
+    rims = (flat + 0.5 * np.exp(-0.5 * ((distance - 5) / 0.5) ** 2)).astype(np.float32)
+    assert len(np.unique(label_cells(flat, nuclei, UM, 6.5, 12.8))) - 1 <= 3
+    assert len(np.unique(label_cells(rims, nuclei, UM, 6.5, 12.8))) - 1 == len(centres)

@@ -52,8 +52,10 @@ EDGE_UM = 0.5
 MIN_STAIN = 0.05
 """Mean of a membrane stain in a cell, share of the sample's range, below which the stain does not show the cell."""
 MIN_EDGE = 0.03
-"""Edge strength that shows a piece of outline, likewise."""
-MIN_OUTLINE = 0.6
+"""Least edge strength that shows a piece of outline, likewise."""
+TEXTURE = 2.0
+"""How many standard deviations above the edges inside a cell an edge must lie to be more than texture."""
+MIN_OUTLINE = 0.5
 """Share of a cell's outline that the stain must show."""
 EXPANSION_UM = 3.0
 """How far cells reach from their nucleus where no membrane stain says it."""
@@ -185,7 +187,7 @@ def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: f
     flooded = watershed(edges + TIE * distance, markers, mask=distance <= reach + _SHELL_WPX)
     cells = np.where(flooded == outside, 0, flooded).astype(np.int32)
     cells = _trim_filled(cells, nuclei, ndi.gaussian_filter(clipped, EDGE_UM / um), int(2 * reach))
-    return _keep_large(_shown(cells, edges, clipped), min_area_um2 / um**2)
+    return _keep_large(_shown(cells, edges, clipped, EDGE_UM / um), min_area_um2 / um**2)
 
 
 def edge_strength(stain: np.ndarray, distance: np.ndarray, sigma: float) -> np.ndarray:
@@ -223,39 +225,44 @@ def _trim_filled(cells: np.ndarray, nuclei: np.ndarray, smooth: np.ndarray, reac
     height, floor = _heights(cells, smooth, reach)
     limit = floor + HALF * (height - floor)
     in_nucleus = np.where(nuclei == cells, nuclei, 0)
-    n = len(height)
-    nucleus = np.bincount(in_nucleus.ravel(), weights=smooth.ravel(), minlength=n) / np.maximum(np.bincount(in_nucleus.ravel(), minlength=n), 1)
-    limit[nucleus < limit] = -np.inf
+    limit[_mean(in_nucleus.ravel(), smooth.ravel(), len(limit)) < limit] = -np.inf
     return _largest_parts(np.where((smooth >= limit[cells]) | (in_nucleus > 0), cells, 0))
 
 
 def _heights(labels: np.ndarray, smooth: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """(n + 1,) each label's mean over its brighter part, and the mean of the darkest value in reach of its pixels."""
     n = int(labels.max()) + 1
-    flat = labels.ravel()
-    area = np.maximum(np.bincount(flat, minlength=n), 1)
-    upper = smooth >= (np.bincount(flat, weights=smooth.ravel(), minlength=n) / area)[labels]
-    height = np.bincount(labels[upper], weights=smooth[upper], minlength=n) / np.maximum(np.bincount(labels[upper], minlength=n), 1)
+    upper = smooth >= _mean(labels.ravel(), smooth.ravel(), n)[labels]
     # A square: its minimum is separable.
     dark = cv2.erode(smooth, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    return height, np.bincount(flat, weights=dark.ravel(), minlength=n) / area
+    return _mean(labels[upper], smooth[upper], n), _mean(labels.ravel(), dark.ravel(), n)
 
 
-def _shown(cells: np.ndarray, edges: np.ndarray, stain: np.ndarray) -> np.ndarray:
-    """The cells whose outline lies on edges of the stain and which are stained."""
+def _shown(cells: np.ndarray, edges: np.ndarray, stain: np.ndarray, sigma: float) -> np.ndarray:
+    """The cells which are stained and whose outline the stain shows: stronger edges than its texture makes inside the cell.
+
+    Without an edge to follow, a flood ends on the texture of the stain, anywhere between two nuclei.
+    """
     rim = np.zeros(cells.shape, bool)
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differs = cells[a] != cells[b]
         rim[a] |= differs
         rim[b] |= differs
     n = int(cells.max()) + 1
-    area = np.maximum(np.bincount(cells.ravel(), minlength=n), 1)
-    stained = np.bincount(cells.ravel(), weights=stain.ravel(), minlength=n) / area
-    on_rim = cells[rim]
-    on_edge = np.bincount(on_rim, weights=edges[rim] >= MIN_EDGE, minlength=n) / np.maximum(np.bincount(on_rim, minlength=n), 1)
-    good = (stained >= MIN_STAIN) & (on_edge >= MIN_OUTLINE)
+    inside = (cv2.dilate(rim.astype(np.uint8), _disk(2 * sigma).astype(np.uint8)) == 0) & (cells > 0)
+    texture = np.maximum(edges[inside], 0).astype(np.float64)
+    mean = _mean(cells[inside], texture, n)
+    spread = np.sqrt(np.maximum(_mean(cells[inside], texture**2, n) - mean**2, 0))
+    limit = np.maximum(mean + TEXTURE * spread, MIN_EDGE)
+    on_edge = _mean(cells[rim], edges[rim] >= limit[cells[rim]], n)
+    good = (_mean(cells.ravel(), stain.ravel(), n) >= MIN_STAIN) & (on_edge >= MIN_OUTLINE)
     good[0] = False
     return np.where(good[cells], cells, 0)
+
+
+def _mean(labels: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """(n,) mean of the values of each label; 0 where it has none."""
+    return np.bincount(labels, weights=values, minlength=n) / np.maximum(np.bincount(labels, minlength=n), 1)
 
 
 def _peaks(landscape: np.ndarray, mask: np.ndarray, radius: float) -> np.ndarray:
