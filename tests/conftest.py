@@ -66,7 +66,9 @@ class Nextflow:
     def call(self, *args: object, timeout: float = 300, env: dict[str, str] | None = None, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         """Any Nextflow command; both streams in `stdout`."""
         command = [*wrapper, str(self.executable), *map(str, args)]
-        environment = {**os.environ, "NXF_ANSI_LOG": "false", **(env or {})}
+        # Without a locale, as in cron and on bare CI machines: names beyond ASCII must work there too.
+        bare = {name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")}
+        environment = {**bare, "NXF_ANSI_LOG": "false", **(env or {})}
         return subprocess.run(
             command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from conftest import ROOT, Nextflow
 
 pytestmark = pytest.mark.pipeline
@@ -54,7 +55,7 @@ def test_all_wrong_parameters_are_told_at_once(nextflow):
 
 
 def test_parameters_of_a_file_keep_their_types(nextflow):
-    (nextflow.folder / "p.yaml").write_text("tile_um: '750'\nepochs: 2.5\nteacher: cellpose\nbase_model: scratch\nz_planes: 3\nunknown: {a: 1}\noutdir: false\n")
+    (nextflow.folder / "p.yaml").write_text("tile_um: '750'\nepochs: 2.5\nteacher: cellpose\nbase_model: scratch\nz_planes: 3\nunknown: {a: 1}\n")
     text = problems_of(nextflow, "-params-file", "p.yaml")
     assert "--tile_um: must be a number, it is '750'." in text
     assert "--epochs: must be a whole number, it is '2.5'." in text

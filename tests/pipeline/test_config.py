@@ -13,8 +13,8 @@ from typing import get_args
 
 import pytest
 import yaml
-from conftest import ROOT
 
+from conftest import ROOT
 from istseg import __version__
 from istseg.cli import app
 
@@ -30,8 +30,16 @@ OPTION_OF = {
     "segment_batch_size": ("segment", "batch_size"),
     "base_model_sha256": ("segment", "model_sha256"),
 }
-NOT_OPTIONS = {"input", "outdir", "publish_dir_mode", "tiles_per_task", "base_model", "finetune", "compare", "qc_thresholds", "exports", "gpu", "help", "validate_params"}
-NOT_OPTIONS |= {"max_cpus", "max_memory", "max_time", "container_registry", "container_tag"}
+NOT_OPTIONS = set(
+    ["input", "outdir", "publish_dir_mode", "tiles_per_task", "base_model", "finetune", "compare", "qc_thresholds", "exports", "gpu", "help", "validate_params"]
+)
+NOT_OPTIONS |= {
+    "max_cpus", "max_memory", "max_time", "container_registry", "container_tag",
+}  # fmt: skip
+WIRED = set(
+    ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
+)
+"""Options that modules or conf/modules.config set from channels."""
 
 
 @dataclass
@@ -82,7 +90,8 @@ def test_parameters_and_options_of_the_commands_agree():
         if name in NOT_OPTIONS:
             continue
         where = OPTION_OF.get(name)
-        found = [commands[where[0]][where[1]]] if where else [options[name] for options in commands.values() if name in options and options[name].is_path == ("format" in rule)]
+        named = [options[name] for options in commands.values() if name in options and options[name].is_path == ("format" in rule)]
+        found = [commands[where[0]][where[1]]] if where else named
         assert found, f"{name}: no command has such an option"
         for option in found:
             assert option.default == rule.get("default"), f"{name}: the command's default is {option.default}"
@@ -92,10 +101,9 @@ def test_parameters_and_options_of_the_commands_agree():
 
 def test_every_option_of_the_commands_can_be_set_or_is_an_artifact():
     named = set(RULES) | {option for _, option in OPTION_OF.values()}
-    wired = {"device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"}
     for command, options in options_of_commands().items():
         for name, option in options.items():
-            assert name in named | wired or option.is_path, f"istseg {command} --{name} cannot be set by a parameter"
+            assert name in named | WIRED or option.is_path, f"istseg {command} --{name} cannot be set by a parameter"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,8 @@ def test_every_module_is_complete():
     for stage in stages:
         text = (ROOT / "modules" / stage / "main.nf").read_text()
         assert text.startswith(f"/*\n * {stage.upper()}: ")
-        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", f"istseg --expect-version ${{workflow.manifest.version}} {stage} ", "task.ext.args"):
+        command = f"istseg --expect-version ${{workflow.manifest.version}} {stage} "
+        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", command, "task.ext.args"):
             assert part in text, f"{stage}: lacks {part}"
         assert stage == "report" or "topic: versions" in text
         assert yaml.safe_load((ROOT / "modules" / stage / "meta.yml").read_text())["name"] == stage

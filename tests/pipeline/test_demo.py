@@ -10,8 +10,8 @@ import anndata
 import geopandas as gpd
 import pandas as pd
 import pytest
-from conftest import ROOT, Nextflow, Run
 
+from conftest import ROOT, Nextflow, Run
 from istseg.artifacts.metrics import FLAGS, Metrics
 from istseg.artifacts.sample import Sample
 

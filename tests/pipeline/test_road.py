@@ -6,8 +6,8 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import ROOT, Nextflow, Run
 
+from conftest import ROOT, Nextflow, Run
 from istseg.artifacts.run import Run as RunRecord
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
@@ -27,7 +27,7 @@ SAMPLE_FILES = {
 
 
 def samples(nextflow: Nextflow, *names: str):
-    raw = nextflow.folder / "raw's \"folder\" ü $HOME"
+    raw = nextflow.folder / 'raw\'s "folder" ü $HOME'
     raw.mkdir(exist_ok=True)
     return nextflow.samplesheet(*(f'{name},merscope,"{raw.name.replace(chr(34), chr(34) * 2)}"' for name in names))
 
@@ -41,7 +41,8 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     start = time.monotonic()
     # v2 of Nextflow 25.04 reads the command line too late for the place of the trace (docs/usage.md).
     (nextflow.folder / "p.yaml").write_text("outdir: out\n")
-    run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--finetune", finetune, "--tiles_per_task", 1, "-params-file", "p.yaml", parser=parser)
+    arguments = ("-stub-run", "--finetune", finetune, "--tiles_per_task", 1, "-params-file", "p.yaml")
+    run = nextflow.run("--input", samples(nextflow, "a", "b"), *arguments, parser=parser)
     assert time.monotonic() - start < 120, "60 s on a machine of its own"
     files = run.files()
     for name in ("a", "b"):
@@ -72,7 +73,8 @@ def test_without_comparison_exports_and_with_one_model_per_sample(nextflow):
     assert {"a/model/model.safetensors", "b/model/decision.json"} <= run.files()
 
 
-# A stage is made to fail inside its task: `touch` of its stub becomes a function that ends it. Sample b has bad input until the flag is there; a is killed once.
+# A stage is made to fail inside its task: `touch` of its stub becomes a function that ends it.
+# Sample b has bad input until the flag is there; a is killed once.
 FAULTS = """
 process {
     withName: 'MERGE' {
@@ -118,8 +120,10 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
 
 
 def test_a_sample_that_lacks_a_tile_gives_no_cells(nextflow):
-    fault = "process { withName: 'SEGMENT' { beforeScript = { task.tag == 'b 1' ? 'mkdir() { exit 65; }; export -f mkdir' : '' } } }\n"
-    (nextflow.folder / "faults.config").write_text(fault.replace("'mkdir()", f"'export PATH={ROOT}/.venv/bin:$PATH; mkdir()").replace(": ''", f": 'export PATH={ROOT}/.venv/bin:$PATH'"))
+    path = f"export PATH={ROOT}/.venv/bin:\\$PATH"
+    fails = "; mkdir() { exit 65; }; export -f mkdir"
+    fault = f"""process {{ withName: 'SEGMENT' {{ beforeScript = {{ "{path}" + (task.tag == 'b 1' ? '{fails}' : '') }} }} }}\n"""
+    (nextflow.folder / "faults.config").write_text(fault)
     run = nextflow.run("-c", "faults.config", "--input", samples(nextflow, "a", "b"), "-stub-run", "--tiles_per_task", 1, "--exports", "none", ok=False)
     assert run.code != 0
     assert {row["tag"] for row in run.trace() if row["process"] == "MERGE"} == {"a"}

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 pytestmark = pytest.mark.pipeline
@@ -49,9 +50,7 @@ def setup(folder: Path, path: str, python: str = sys.executable) -> subprocess.C
 def test_without_java(checkout):
     done = setup(checkout, tools(checkout))
     assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "setup: no Java found (java): install Java 17 or newer (Debian, Ubuntu: apt-get install openjdk-17-jre-headless)."
-    )
+    assert done.stderr.strip() == ("setup: no Java found (java): install Java 17 or newer (Debian, Ubuntu: apt-get install openjdk-17-jre-headless).")
 
 
 def test_with_an_old_java(checkout):
@@ -74,9 +73,7 @@ def test_without_the_venv_module(checkout):
 
 
 def test_without_python(checkout):
-    done = subprocess.run(
-        ["make", "-C", checkout, "setup", "PYTHON=python-not-there"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = subprocess.run(["make", "-C", checkout, "setup", "PYTHON=python-not-there"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode != 0
     assert "no python-not-there found; install Python 3.11 or 3.12" in done.stderr
 
