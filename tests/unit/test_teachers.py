@@ -15,7 +15,7 @@ from istseg.errors import DeviceError, InputError
 from istseg.network.flows import flow_targets
 from istseg.teachers import make_teacher
 from istseg.teachers.vendor import rasterise
-from istseg.teachers.watershed import Sizes, label_cells, label_nuclei
+from istseg.teachers.watershed import Sizes, _fill_holes, label_cells, label_nuclei
 
 UM = 0.253
 
@@ -243,3 +243,14 @@ def test_texture_shows_no_outline():
     rims = (flat + 0.5 * np.exp(-0.5 * ((distance - 5) / 0.5) ** 2)).astype(np.float32)
     assert len(np.unique(label_cells(flat, nuclei, UM, 6.5, 12.8))) - 1 <= 3
     assert len(np.unique(label_cells(rims, nuclei, UM, 6.5, 12.8))) - 1 == len(centres)
+
+
+def test_only_holes_of_one_cell_are_filled():
+    labels = np.full((12, 20), 3, np.int32)
+    labels[:, 10:] = 7
+    labels[3:5, 3:5] = 0  # inside one
+    labels[8, 8:12] = 0  # between two
+    labels[0, 15] = 0  # at the border
+    filled = _fill_holes(labels)
+    assert (filled[3:5, 3:5] == 3).all() and (filled[8, 8:12] == 0).all() and filled[0, 15] == 0
+    assert np.array_equal(filled[labels > 0], labels[labels > 0])

@@ -187,7 +187,7 @@ def label_cells(stain: np.ndarray, nuclei: np.ndarray, um: float, diameter_um: f
     flooded = watershed(edges + TIE * distance, markers, mask=distance <= reach + _SHELL_WPX)
     cells = np.where(flooded == outside, 0, flooded).astype(np.int32)
     cells = _trim_filled(cells, nuclei, ndi.gaussian_filter(clipped, EDGE_UM / um), int(2 * reach))
-    return _keep_large(_shown(cells, edges, clipped, EDGE_UM / um), min_area_um2 / um**2)
+    return _keep_large(_fill_holes(_shown(cells, edges, clipped, EDGE_UM / um)), min_area_um2 / um**2)
 
 
 def edge_strength(stain: np.ndarray, distance: np.ndarray, sigma: float) -> np.ndarray:
@@ -227,6 +227,20 @@ def _trim_filled(cells: np.ndarray, nuclei: np.ndarray, smooth: np.ndarray, reac
     in_nucleus = np.where(nuclei == cells, nuclei, 0)
     limit[_mean(in_nucleus.ravel(), smooth.ravel(), len(limit)) < limit] = -np.inf
     return _largest_parts(np.where((smooth >= limit[cells]) | (in_nucleus > 0), cells, 0))
+
+
+def _fill_holes(labels: np.ndarray) -> np.ndarray:
+    """Labels with the holes filled that touch one label only (and not the image's border)."""
+    holes, n = ndi.label(labels == 0)
+    least, most = np.full(n + 1, np.iinfo(np.int32).max), np.zeros(n + 1, np.int64)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        for hole, label in ((holes[a], labels[b]), (holes[b], labels[a])):
+            touch = (hole > 0) & (label > 0)
+            np.minimum.at(least, hole[touch], label[touch])
+            np.maximum.at(most, hole[touch], label[touch])
+    fill = np.where(least == most, most, 0).astype(labels.dtype)
+    fill[np.unique(np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]]))] = 0
+    return np.where(labels == 0, fill[holes], labels)
 
 
 def _heights(labels: np.ndarray, smooth: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
