@@ -65,8 +65,8 @@ def test_every_transcript_is_counted_once_and_every_cell_is_judged(demo, sample)
         genes = transcripts[~transcripts["is_control"]]
         inside = genes["cell_id"].notna() & (genes["cell_id"] != "")
         assert counts.X.sum() == inside.sum()
-        # The share of transcripts in cells is one of those in the image; the vendor's polygons may reach past it.
-        assert 0 <= inside.sum() - metrics.transcripts["in_cells"] <= (metrics.transcripts["outside_image"] if segmentation == "vendor" else 0)
+        assert inside.sum() == metrics.transcripts["in_cells"] + metrics.transcripts["in_cells_outside_image"]
+        assert len(genes) == inside.sum() + metrics.transcripts["outside_cells"]
         assert counts.n_obs == metrics.n_cells > 20
         assert sum(metrics.flags[flag] for flag in FLAGS) + metrics.flags["outside_image"] == metrics.n_cells
         assert counts.obs["qc_reason"].notna().all()
