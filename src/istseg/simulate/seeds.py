@@ -103,7 +103,7 @@ class Seeds:
 
     def __init__(self, seed: int, layout: Layout, degraded_fraction: float):
         self.seed, self.layout, self.degraded_fraction = seed, layout, degraded_fraction
-        self.block = lru_cache(maxsize=1024)(self._block)
+        self.block = lru_cache(maxsize=400)(self._block)
         self._radius, self._spread, self._elongation, self._packing = (parameter(n) for n in ("radius", "spread", "elongation", "packing"))
 
     def near(self, by0: int, bx0: int, by1: int, bx1: int) -> Cells:

@@ -18,7 +18,7 @@ _state: dict[str, Any] = {}
 
 def run(make: Callable[[Any], Callable[[T], None]], argument: Any, parts: list[T], what: str, worth: bool = True) -> None:
     """Call `make(argument)(part)` for every part; `make` runs once in each process. `worth`: the parts are worth the seconds that processes need to start."""
-    workers = min(_MOST_WORKERS, len(parts), os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)))
+    workers = min(_MOST_WORKERS, len(parts), len(os.sched_getaffinity(0)))
     if workers < 2 or not worth:
         task = make(argument)
         for part in track(parts, what):
