@@ -42,7 +42,7 @@ docs: setup ## write the parameter tables of docs/usage.md from nextflow_schema.
 	@.venv/bin/python bin/docs_params
 
 lock: setup ## resolve pyproject.toml again into requirements.lock
-	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); $$uv pip compile pyproject.toml --group dev --generate-hashes --no-header --python-version 3.11 -q -o requirements.lock
+	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); $$uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock
 
 clean: ## remove results and work folders (keeps .venv and Nextflow)
 	@rm -rf results work .nextflow .nextflow.log* .istseg/demo .pytest_cache .ruff_cache

@@ -4,7 +4,7 @@
  */
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
-include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve } from './workflows/checks'
+include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
 include { closing_words ; failures_of ; run_record } from './workflows/summary'
 
 workflow {
@@ -15,7 +15,7 @@ workflow {
         println(help_text(schema))
     }
     else {
-        settings = plain_params(params)
+        settings = plain_params(params, schema)
         problems = params.validate_params ? check_params(settings, schema) : []
         sheet = params.input ? file(params.input, glob: false) : null
         (rows, wrong) = sheet && sheet.exists() && !sheet.isDirectory() ? read_samplesheet(sheet, read_schema(file("${projectDir}/assets/schema_input.json"))) : [[], []]
@@ -24,7 +24,10 @@ workflow {
         }
 
         // e.g. [[id: 'brain_1', platform: 'merscope', z_planes: '1-5'], /data/brain_1/region_0]
-        samples = rows.collect { row -> [[id: row.sample] + row.findAll { name, value -> !(name in ['sample', 'path']) }, resolve(row.path, sheet.parent)] }
+        samples = rows.collect { row ->
+            def raw = resolve(row.path, sheet.parent)
+            [[id: row.sample, raw_state: state_of(raw)] + row.findAll { name, value -> !(name in ['sample', 'path']) }, raw]
+        }
         // From the configuration, because -with-trace may have moved it.
         trace = file(nextflow.Global.session.config.trace.file, glob: false)
 
@@ -54,7 +57,7 @@ workflow {
         REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), params.qc_thresholds ? file(params.qc_thresholds, glob: false) : [])
 
         workflow.onComplete = {
-            println("\n${closing_words(workflow.success, params.outdir, failures_of(trace), workflow.duration)}")
+            println("\n${closing_words(workflow, params.outdir, failures_of(trace))}")
         }
     }
 }

@@ -64,7 +64,8 @@ def main() -> None:
     again = run(outdir, data, ["-resume", *options.extra])
 
     print(
-        "\n| sample | segmentation | cells | nuclei in one cell | cells without nucleus | spurious | inconsistent | transcripts in cells | median transcripts | median area, µm² |"
+        "\n| sample | segmentation | cells | nuclei in one cell "
+        "| cells without nucleus | spurious | inconsistent | transcripts in cells | median transcripts | median area, µm² |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     share = lambda value: "–" if value is None else f"{value:.3f}"  # noqa: E731

@@ -81,9 +81,22 @@ def default_of(rule) {
     return rule.default instanceof CharSequence ? rule.default.toString().replace('${projectDir}', "${projectDir}") : rule.default
 }
 
-// Parameters without the empty ones, as plain values.
-def plain_params(given) {
-    return given.findAll { name, value -> value != null }.collectEntries { name, value -> [name, value instanceof Number || value instanceof Boolean ? value : value.toString()] }
+// Parameters without the empty ones, as plain values. Nextflow reads `--z_planes 3` as a number: what the schema calls text becomes text.
+def plain_params(given, schema) {
+    def rules = rules_of(schema)
+    return given.findAll { name, value -> value != null }.collectEntries { name, value ->
+        [name, value instanceof Boolean || (value instanceof Number && rules[name]?.type != 'string') ? value : value.toString()]
+    }
+}
+
+// Changes when a file below a folder changes; Nextflow itself looks at the folder only, and would resume from stale results. Links are not followed.
+def state_of(folder) {
+    if (folder.scheme != 'file' || !folder.isDirectory()) {
+        return ''
+    }
+    def top = folder.toRealPath()
+    def files = java.nio.file.Files.walk(top).filter { path -> !path.isDirectory() }.map { path -> "${top.relativize(path)} ${path.size()} ${path.lastModified()}".toString() }.toList()
+    return files.toSorted().join('\n').md5()
 }
 
 def check_params(given, schema) {
@@ -111,6 +124,9 @@ def check_together(given) {
     }
     if (given.base_model == 'scratch' && given.finetune == 'none') {
         problems += ['--base_model: `scratch` is an untrained network; add --finetune sample or cohort, or give weights.']
+    }
+    if (given.contain instanceof Number && given.intersect instanceof Number && given.intersect >= given.contain) {
+        problems += ["--intersect: must be below --contain (${given.contain}), it is ${given.intersect}."]
     }
     if (!workflow.containerEngine && !has_command()) {
         problems += ["istseg: is neither in ${projectDir}/.venv nor on PATH; run `make setup` in ${projectDir}, or use a profile with containers (docker, podman, apptainer, singularity)."]

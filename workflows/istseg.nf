@@ -25,7 +25,7 @@ workflow ISTSEG {
 
     main:
     listed = samples.toList()
-    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.id } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema)
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema)
 
     // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
     CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })
@@ -52,7 +52,7 @@ workflow ISTSEG {
     models = samples.map { meta, raw -> [meta, options.base_model] }
     trained = channel.empty()
     if (options.finetune != 'none') {
-        lessons = options.finetune == 'sample' ? whole_samples(CURATE.out.patches, sizes) : cohort(CURATE.out.patches)
+        lessons = options.finetune == 'sample' ? whole_samples(CURATE.out.patches, sizes) : cohort(whole_samples(CURATE.out.patches, sizes))
         TRAIN(lessons, options.base_model)
         trained = TRAIN.out.records
         models = options.finetune == 'sample' ? TRAIN.out.model : samples.map { meta, raw -> meta }.combine(TRAIN.out.model.map { meta, model -> model })
@@ -70,7 +70,7 @@ workflow ISTSEG {
     ASSESS(
         ASSIGN.out.counts
             .join(cells.map { meta, segmentation, polygons, image -> [meta, segmentation, polygons] }, by: [0, 1])
-            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0)
+            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds).join(MERGE.out.record), by: 0)
     )
     if (options.exports) {
         assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
@@ -99,12 +99,12 @@ def whole_samples(parts, sizes) {
         .map { key, numbers, batches -> [key.getGroupTarget(), in_order(numbers, batches)] }
 }
 
-// One lesson from the patches of all samples.
+// One lesson from the patches of all samples that are whole.
 def cohort(patches) {
     return patches
-        .toSortedList { a, b -> a[0].id <=> b[0].id ?: a[1] <=> b[1] }
+        .toSortedList { a, b -> a[0].id <=> b[0].id }
         .filter { all -> all }
-        .map { all -> [[id: 'cohort'], all.collect { meta, number, folder -> folder }] }
+        .map { all -> [[id: 'cohort'], all.collectMany { meta, folders -> folders }] }
 }
 
 // The same order in every run, so that -resume finds its tasks.

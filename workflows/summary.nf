@@ -53,7 +53,7 @@ def run_record(samples, settings, schema, versions, failures) {
 }
 
 // Text at the end of a run.
-def closing_words(success, outdir, failures, duration) {
+def closing_words(run, outdir, failures) {
     def report = file("${outdir}/report.html", glob: false)
     def told = failures.collect { failure ->
         "  ${failure.name}:\n${failure.message.readLines().collect { line -> "    ${line}" }.join('\n')}\n    work folder: ${failure.workdir}"
@@ -61,9 +61,13 @@ def closing_words(success, outdir, failures, duration) {
     if (failures.any { failure -> failure.stage == 'preflight' }) {
         return "Nothing was run: preflight found problems.\n${told.join('\n')}"
     }
-    def words = report.exists() ? ["Report: ${report}"] : []
+    // A page of an earlier run must not be taken for this one's.
+    def words = report.exists() && report.lastModified() >= run.start.toInstant().toEpochMilli() ? ["Report: ${report}"] : ['No report was written.']
     if (failures) {
         words += ["${failures.size()} ${failures.size() == 1 ? 'task' : 'tasks'} failed; the samples concerned are marked in the report, the others are complete:"] + told
     }
-    return (["${success && !failures ? 'Done' : 'Ended with failures'} after ${duration}."] + words).join('\n')
+    else if (!run.success) {
+        words += ["${run.errorMessage ?: 'No task failed: results could not be published.'} More in .nextflow.log."]
+    }
+    return (["${run.success && !failures ? 'Done' : 'Ended with failures'} after ${run.duration}."] + words).join('\n')
 }

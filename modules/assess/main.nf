@@ -10,7 +10,7 @@ process ASSESS {
     container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:
-    tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json')
+    tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json'), path(merge_json, stageAs: 'input/merge.json')
 
     output:
     tuple val(meta), val(segmentation), path("${meta.id}/${segmentation}"), emit: folder
@@ -18,7 +18,7 @@ process ASSESS {
 
     script:
     """
-    istseg --expect-version ${workflow.manifest.version} assess --sample-json ${sample_json} --tiles ${tiles} --counts input/assigned --cells ${cells} --nuclei ${nuclei} --thresholds ${thresholds} --segmentation ${segmentation} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
+    istseg --expect-version ${workflow.manifest.version} assess --sample-json ${sample_json} --tiles ${tiles} --counts input/assigned --cells ${cells} --nuclei ${nuclei} --thresholds ${thresholds} --merge-json ${merge_json} --segmentation ${segmentation} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
     """
 
     stub:

@@ -1,17 +1,17 @@
 /*
  * PREFLIGHT: check every raw folder, the parameters and the machine before any work; all problems at once.
  *
- * in   samplesheet; sample names and their raw folders in the same order; all parameters as JSON; nextflow_schema.json
+ * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; all parameters as JSON; nextflow_schema.json
  * out  preflight.json: the resolved samples
  */
 process PREFLIGHT {
-    tag "${ids.size()} samples"
+    tag "${samples.size()} samples"
     label 'process_gpu'
     container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
 
     input:
     path samplesheet, stageAs: 'input/samplesheet.csv'
-    val ids
+    val samples
     path raw, stageAs: 'input/raw?', arity: '1..*'
     val settings
     path schema, stageAs: 'input/schema.json'
@@ -27,7 +27,7 @@ process PREFLIGHT {
     tuple val(task.process), val('scanpy'), eval('python -c "import importlib.metadata as m; print(m.version(\'scanpy\'))"'), topic: versions
 
     script:
-    def folders = [ids, raw].transpose().collect { id, folder -> "--raw ${id}=${folder}" }.join(' ')
+    def folders = [samples, raw].transpose().collect { sample, folder -> "--raw ${sample.id}=${folder}" }.join(' ')
     // As base64 because values of users may hold anything; as a value and not a file so that -resume compares the content.
     def encoded = settings.getBytes('UTF-8').encodeBase64().toString()
     """

@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 import typer
 
 from istseg import __version__
-from istseg.errors import EXIT_BAD_INPUT, InputError, IstsegError
+from istseg.errors import EXIT_BAD_INPUT, EXIT_OUT_OF_MEMORY, InputError, IstsegError
 from istseg.grid import DEFAULT_WORKING_UM
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
@@ -26,11 +26,15 @@ Existing = {"exists": True}
 
 
 class Platform(str, enum.Enum):
+    """Instruments that are read."""
+
     merscope = "merscope"
     cosmx = "cosmx"
 
 
 class TeacherName(str, enum.Enum):
+    """Teachers of `istseg.teachers`."""
+
     watershed = "watershed"
     cellpose = "cellpose"
     vendor = "vendor"
@@ -49,14 +53,19 @@ def _root(
     for noisy in ("cellpose", "fontTools", "matplotlib", "numba", "ome_zarr", "dask"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if expect_version and expect_version != __version__:
-        raise IstsegError(f"this is istseg {__version__} but the pipeline is {expect_version}: the container or environment does not belong to this pipeline. Update the image or the environment.")
+        raise IstsegError(
+            f"this is istseg {__version__} but the pipeline is {expect_version}: the container or environment does not belong to this pipeline. "
+            "Update the image or the environment."
+        )
 
 
 @app.command()
 def preflight(
     samplesheet: Annotated[Path, typer.Option(**Existing, help="Samplesheet (CSV).")],
     out: Out,
-    raw: Annotated[Optional[list[str]], typer.Option(help="`sample=folder`: where the raw folder of a sample is staged, instead of the samplesheet's path. Repeatable.")] = None,
+    raw: Annotated[
+        Optional[list[str]], typer.Option(help="`sample=folder`: where the raw folder of a sample is staged, instead of the samplesheet's path. Repeatable.")
+    ] = None,
     params: Annotated[Optional[Path], typer.Option(**Existing, help="All parameters of the run as JSON, checked against nextflow_schema.json.")] = None,
     schema: Annotated[Optional[Path], typer.Option(**Existing, help="nextflow_schema.json.")] = None,
     device: Device = "cpu",
@@ -75,7 +84,9 @@ def convert(
     platform: Annotated[Platform, typer.Option()],
     out: Out,
     nucleus_stain: Annotated[Optional[str], typer.Option(help="Nucleus stain; default: DAPI or the platform's DNA channel.")] = None,
-    membrane_stains: Annotated[Optional[str], typer.Option(help="Stains for the network, separated by `;`. Default: the platform's membrane and cytoplasm stains; `none` for none.")] = None,
+    membrane_stains: Annotated[
+        Optional[str], typer.Option(help="Stains for the network, separated by `;`. Default: the platform's membrane and cytoplasm stains; `none` for none.")
+    ] = None,
     z_planes: Annotated[str, typer.Option(help="`focus` (best focused plane), one plane (`3`), a range by maximum projection (`1-5`) or `all`.")] = "focus",
     fovs: Annotated[Optional[str], typer.Option(help="CosMx: fields of view of this sample, e.g. `1-20;33`. Default: all.")] = None,
     pixel_size_um: Annotated[Optional[float], typer.Option(min=0.01, max=5, help="CosMx: pixel size where the files do not say it.")] = None,
@@ -243,7 +254,9 @@ def assign(
     cells: Annotated[Path, typer.Option(**Existing, help="`<segmentation>.cells.parquet`.")],
     segmentation: Annotated[str, typer.Option(help="Name of the segmentation.")],
     out: Out,
-    labels: Annotated[Optional[Path], typer.Option(**Existing, help="`labels.zarr` with an array of the segmentation's name; without it the polygons are used.")] = None,
+    labels: Annotated[
+        Optional[Path], typer.Option(**Existing, help="`labels.zarr` with an array of the segmentation's name; without it the polygons are used.")
+    ] = None,
 ) -> None:
     """Give every transcript its cell and count."""
     from istseg.stages import assign as stage
@@ -265,7 +278,7 @@ def assess(
     intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
     umap_cells: Annotated[int, typer.Option(min=0, help="At most so many cells in the UMAP; 0 for none.")] = 20000,
     crops: Annotated[int, typer.Option(min=0, help="Example pictures per flag.")] = 6,
-    model: Annotated[Optional[Path], typer.Option(**Existing, help="`model.json`-like record of how the segmentation was made, kept in `uns`.")] = None,
+    merge_json: Annotated[Optional[Path], typer.Option(**Existing, help="`merge.json`: says how the segmentation was made; kept in `uns`.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Flag spurious and inconsistent cells and measure the segmentation."""
@@ -273,14 +286,16 @@ def assess(
 
     stage.run(
         sample_json=sample_json, tiles=tiles, counts=counts, cells=cells, nuclei=nuclei, thresholds=thresholds, segmentation=segmentation, out=out,
-        contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, model=model, seed=seed,
+        contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, merge_json=merge_json, seed=seed,
     )  # fmt: skip
 
 
 @app.command()
 def report(
     run_json: Annotated[Path, typer.Option(**Existing, help="`run.json`: samples, parameters, versions (see artifacts/run.py).")],
-    results: Annotated[Path, typer.Option(**Existing, help="Folder below which the artifacts of all samples lie; they are known by file name and by the sample they name.")],
+    results: Annotated[
+        Path, typer.Option(**Existing, help="Folder below which the artifacts of all samples lie; they are known by file name and by the sample they name.")
+    ],
     out: Out,
 ) -> None:
     """Write one self-contained HTML report over all samples."""
@@ -302,7 +317,9 @@ def export(
     """Write the result in the formats of other tools."""
     from istseg.stages import export as stage
 
-    stage.run(sample_json=sample_json, zarr=zarr, merged=merged, assessed=assessed, transcripts=transcripts, out=out, formats=[f for f in formats.split(",") if f])
+    stage.run(
+        sample_json=sample_json, zarr=zarr, merged=merged, assessed=assessed, transcripts=transcripts, out=out, formats=[f for f in formats.split(",") if f]
+    )
 
 
 @app.command()
@@ -347,3 +364,15 @@ def main() -> None:
     except IstsegError as error:
         typer.echo(f"ERROR: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        typer.echo(f"ERROR: {error.filename or 'files'}: {error.strerror or error}.", err=True)
+        sys.exit(1)
+    except MemoryError as error:
+        typer.echo(f"ERROR: the memory is not enough ({error or 'Python'}); give the task more.", err=True)
+        sys.exit(EXIT_OUT_OF_MEMORY)
+    except RuntimeError as error:
+        # Of torch, which is not imported here: most commands do without.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        typer.echo(f"ERROR: the memory of the GPU is not enough ({error}); lower the batch size, or give the task a GPU of its own.", err=True)
+        sys.exit(EXIT_OUT_OF_MEMORY)

@@ -5,6 +5,7 @@ Every message says what is wrong, where, and what to do. The command line prints
 """
 
 EXIT_BAD_INPUT = 65  # EX_DATAERR of sysexits.h
+EXIT_OUT_OF_MEMORY = 247  # retried with more memory (conf/base.config)
 
 
 class IstsegError(Exception):

@@ -14,7 +14,7 @@ from istseg.raw.base import Options
 
 REQUIRED = ("sample", "platform", "path")
 OPTIONAL = ("nucleus_stain", "membrane_stains", "z_planes", "fovs", "pixel_size_um")
-NAME_PATTERN = r"^(?!(cohort|pipeline_info)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
+NAME_PATTERN = r"^(?!(cohort|input|pipeline_info|report[.]html|report[.]json)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 STAIN_PATTERN = r"^[A-Za-z0-9_.+|/ -]+$"
 
 
@@ -95,7 +95,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     if "sample" in values and not re.fullmatch(NAME_PATTERN, values["sample"]):
         problems.append(
             f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, "
-            "the first a letter or digit, and not `cohort` or `pipeline_info`."
+            "the first a letter or digit, and not `cohort`, `input`, `pipeline_info`, `report.html` or `report.json`."
         )
     if "platform" in values and values["platform"] not in READERS:
         near = difflib.get_close_matches(values["platform"].lower(), READERS, 1)

@@ -55,9 +55,10 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    model = out / "model.json"
-    model.write_text(json.dumps({"name": "base", "sha256": "ab", "params": {"steps": 60, "missing": None}, "list": [{"a": 1}]}))
-    return *go(world, out, model=model), out
+    merged = out / "merge.json"
+    method = {"name": "base", "sha256": "ab", "params": {"steps": 60, "missing": None}, "list": [{"a": 1}]}
+    merged.write_text(json.dumps({"segmentations": {"istseg": {"method": method | {"seconds": 3.1}}, "teacher": {"method": {"name": "other"}}}}))
+    return *go(world, out, merge_json=merged), out
 
 
 def test_flags_and_reasons(result):

@@ -122,10 +122,18 @@ def test_all_problems_at_once(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_too_few_patches_keep_the_base(tmp_path):
+    write_patches(tmp_path / "few", 1)
+    written = run(tmp_path / "few", tmp_path / "out")
+    assert not written["decision"]["accepted"] and "at least 4 are needed" in written["decision"]["reason"]
+    assert written["curves"]["epochs"] == []
+    assert weights.load(tmp_path / "out" / "model.safetensors")[1].sha256 == written["model_card"]["sha256"]
+
+
 def test_wrong_input_is_refused(tmp_path):
     write_patches(tmp_path / "few", 1)
     with pytest.raises(InputError, match="at least 4 are needed"):
-        run(tmp_path / "few", tmp_path / "out")
+        run(tmp_path / "few", tmp_path / "out", base="scratch")
     write_patches(tmp_path / "patches", 2)
     with pytest.raises(InputError, match="sha256"):
         run(tmp_path / "patches", tmp_path / "out", base_sha256="0" * 64)

@@ -7,7 +7,7 @@ near the border need them); `owned` tells them apart.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from istseg.errors import InputError
 from istseg.grid import Box
 
 OBJECT_COLUMNS = ["layer", "label", "owned", "centroid_x_wpx", "centroid_y_wpx", "area_wpx", "cut", "mean_flow", "mean_logit", "geometry"]
-"""`centroid_*` are those of the pixel centres, in the sample's working frame. `cut`: touches the border of the region inside the mosaic, so it may be incomplete.
-`mean_flow`, `mean_logit`: NaN where the method has none. `geometry`: WKB polygon, sample's working frame, only of owned objects (else None)."""
+"""`centroid_*` are those of the pixel centres, in the sample's working frame. `cut`: touches the border of the region inside the mosaic, so it may be
+incomplete. `mean_flow`, `mean_logit`: NaN where the method has none. `geometry`: WKB polygon, sample's working frame, only of owned objects (else None)."""
 
 
 @dataclass

@@ -29,7 +29,8 @@ class Patch:
     label_names
         Teacher layer of each label image, e.g. `cells_Cellbound1`.
     stand_ins
-        For each label image, its labels that are stand-in nuclei and not cells; None when not known. The gate of `train` must not take a nucleus for a cell's shape.
+        For each label image, its labels that are stand-in nuclei and not cells; None when not known.
+        The gate of `train` must not take a nucleus for a cell's shape.
     nuclei
         All of the teacher's nuclei in the window, kept or not; None when not known. The gate counts nuclei in predicted cells with it.
     """

@@ -20,6 +20,8 @@ class Thresholds:
         `T_b`: transcripts per µm² below which a pixel is background [paper: Background segmentation].
     spurious_count
         `T_spurious`: a cell without nucleus and with fewer transcripts is spurious [paper: Validation and metrics].
+    density_sigma_um
+        Kernel of the RNA density that `background_density` comes from, µm.
     best_stain
         Membrane stain whose teacher cells agree best with the nuclei (most cells that contain exactly one nucleus); None without membrane stain.
     density_histogram
@@ -42,6 +44,7 @@ class Thresholds:
     density_histogram: dict[str, list[float]] = field(default_factory=dict)
     count_histogram: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    density_sigma_um: float = 1.08
     best_layer: str | None = None
 
     def write(self, path: str | Path) -> None:

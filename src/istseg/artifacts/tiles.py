@@ -79,7 +79,9 @@ class Tile:
         return array
 
     def normalised(self, box: Box | None = None) -> np.ndarray:
-        """(c, y, x) float32 of a box of the sample that lies inside the region (default: the region): the sample's 1st percentile → 0, 99th → 1, not clipped."""
+        """(c, y, x) float32 of a box of the sample that lies inside the region (default: the region): the sample's 1st percentile → 0,
+        99th → 1, not clipped.
+        """
         y0, x0, y1, x1 = box or self.region
         ry, rx = self.region[:2]
         raw = np.asarray(self.raw_stains()[:, y0 - ry : y1 - ry, x0 - rx : x1 - rx], np.float32)

@@ -125,5 +125,5 @@ class ModelCard:
         if abs(working_um / self.working_um - 1) > SCALE_TOLERANCE:
             raise InputError(
                 f"{where}: its working pixel is {working_um:g} µm, but the model {self.name} was trained at {self.working_um:g} µm (2 % may differ); "
-                f"run tile with --working-um {self.working_um:g} or use a model of that resolution."
+                f"set working_um to {self.working_um:g} (`istseg tile --working-um`) or use a model of that resolution."
             )

@@ -23,6 +23,11 @@ from istseg.grid import Box
 from istseg.network.augment import Example
 from istseg.network.flows import flow_targets
 
+
+class TooFewPatches(InputError):
+    """Nothing can be learnt, or nothing judges it."""
+
+
 MIN_PATCHES = 4
 """One to validate, one to hold out, two to learn from."""
 BLOCK_SIDES = (4, 2, 1)
@@ -91,13 +96,13 @@ def split(refs: Sequence[PatchRef], validation_fraction: float, holdout_fraction
 
     Raises
     ------
-    InputError
+    TooFewPatches
         If there are fewer than `MIN_PATCHES` patches, or the fractions leave none to train.
     """
     if len(refs) < MIN_PATCHES:
-        raise InputError(
+        raise TooFewPatches(
             f"only {len(refs)} training patches were found, at least {MIN_PATCHES} are needed (one validates, one is held out for "
-            "the decision, two train); take a larger area, lower curate's --min-objects, or run without fine-tuning."
+            "the decision, two train); take a larger area, lower min_objects, or run without fine-tuning."
         )
     blocks = _blocks(refs, seed)
     wanted_holdout = max(round(len(refs) * holdout_fraction), 1)
@@ -106,7 +111,7 @@ def split(refs: Sequence[PatchRef], validation_fraction: float, holdout_fraction
     validation, rest = _take(rest, wanted_validation)
     train = sorted(ref for block in rest for ref in block)
     if not train:
-        raise InputError(
+        raise TooFewPatches(
             f"validation ({validation_fraction:g}) and held-out ({holdout_fraction:g}) patches leave none of the {len(refs)} to train; lower the fractions."
         )
     return Split(train, validation, holdout)

@@ -144,7 +144,8 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's advice in this case is to run the code inside the file.
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) or not str(error) else str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a state dict of tensors ({reason}); it may be cut off, or hold code, which is never run.") from None
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
         raise InputError(f"{path}: is not a state dict (name → tensor), as the package rna2seg writes it.")

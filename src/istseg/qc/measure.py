@@ -14,9 +14,6 @@ from istseg.curation.density import rna_density
 from istseg.progress import track
 from istseg.qc.spans import scan
 
-DENSITY_SIGMA_UM = 1.08
-"""Kernel of the RNA density [paper: 10 pixels of 0.108 µm]; the default of `teach`, which T_b comes from."""
-
 
 def owners(index: TileIndex, xy_um: np.ndarray) -> np.ndarray:
     """(n,) position in `index.tiles` of the tile whose core holds each point, −1 where no tile was written."""
@@ -28,7 +25,7 @@ def owners(index: TileIndex, xy_um: np.ndarray) -> np.ndarray:
     return owner
 
 
-def measure(tiles: Path, index: TileIndex, polygons: np.ndarray, centroids_um: np.ndarray, background_density: float) -> pd.DataFrame:
+def measure(tiles: Path, index: TileIndex, polygons: np.ndarray, centroids_um: np.ndarray, background_density: float, density_sigma_um: float) -> pd.DataFrame:
     """Background share and mean stains of cells.
 
     Parameters
@@ -39,6 +36,8 @@ def measure(tiles: Path, index: TileIndex, polygons: np.ndarray, centroids_um: n
         (n,) valid polygons and (n, 2) centroids in µm. A cell is measured in the tile whose core holds its centroid.
     background_density
         T_b, transcripts per µm².
+    density_sigma_um
+        Kernel of the RNA density that T_b comes from.
 
     Returns
     -------
@@ -56,7 +55,7 @@ def measure(tiles: Path, index: TileIndex, polygons: np.ndarray, centroids_um: n
         if not len(mine):
             continue
         spans = scan(in_region(tile, polygons[mine]), tile.shape)
-        background = rna_density(tile.transcript_counts(), DENSITY_SIGMA_UM, tile.working_um) < background_density
+        background = rna_density(tile.transcript_counts(), density_sigma_um, tile.working_um) < background_density
         measured["background_fraction"][mine] = spans.means(background)
         for stain, image in zip(tile.stains, tile.raw_stains(), strict=True):
             measured[f"{stain}_mean"][mine] = spans.means(image)

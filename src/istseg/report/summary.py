@@ -15,13 +15,13 @@ FORMAT = 1
 STAGES = {
     "preflight": "Preflight names the file and what to do: correct the samplesheet or the raw folder.",
     "convert": "The raw folder could not be read whole: look at the log of `convert` of this sample and correct the folder.",
-    "tile": "The sample was converted but not cut into tiles: look at the log of `tile`; where no tissue was found, lower `min_transcripts`.",
+    "tile": "The sample was converted but not cut into tiles: look at the log of `tile`; where no tissue was found, lower `tissue_transcripts`.",
     "teach": "The teacher did not end on some tile: look at the log of `teach`; check its weights, and GPU and memory.",
     "calibrate": "There are no thresholds: look at the logs of `teach` and `calibrate`; check the nucleus stain where no nuclei were found.",
     "curate": "The teacher's labels were not curated: look at the log of `curate`.",
     "train": "Fine-tuning did not end: look at the log of `train`; with too few patches use `finetune` none or cohort.",
-    "segment": "The network did not end on some tile: look at the log of `segment`; where the GPU ran out of memory, lower `batch_size`.",
-    "merge": "There are no merged cells: look at the logs of `segment` and `merge`; where the GPU ran out of memory, lower `batch_size`.",
+    "segment": "The network did not end on some tile: look at the log of `segment`; where the GPU ran out of memory, lower `segment_batch_size`.",
+    "merge": "There are no merged cells: look at the logs of `segment` and `merge`; where the GPU ran out of memory, lower `segment_batch_size`.",
     "assign": "Transcripts were not given to cells: look at the log of `assign`.",
     "assess": "Cells were merged but not assessed: look at the logs of `assign` and `assess`.",
     "export": "The segmentation is complete but was not exported: look at the log of `export`.",
@@ -132,7 +132,9 @@ def _failure(found: Found, collection: Collection) -> dict[str, Any] | None:
 
     The workflow knows better than the files which task ended in error; a task may also fail beside a complete segmentation (export, a comparison).
     """
-    told = [f for f in collection.run.failures if f.get("sample") == found.name]
+    # A cohort's training and preflight are no sample's own: they concern every sample that got no further.
+    names = {found.name} | (set() if MAIN in found.assessed else {"cohort"})
+    told = [f for f in collection.run.failures if f.get("sample") in names]
     stage = told[0]["stage"] if told else reached(found)
     if stage is None:
         return None

@@ -43,7 +43,7 @@ def run(
     intersect: float = 0.05,
     umap_cells: int = 20000,
     crops: int = 6,
-    model: Path | None = None,
+    merge_json: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Assess one segmentation of one sample.
@@ -58,8 +58,8 @@ def run(
         At most so many cells in the UMAP; 0 for none.
     crops
         Example pictures per flag.
-    model
-        JSON record of how the segmentation was made.
+    merge_json
+        `merge.json`, which says how the segmentation was made; it does not know the vendor's.
 
     Raises
     ------
@@ -70,7 +70,8 @@ def run(
     out, tiles, counts = Path(out), Path(tiles), Path(counts)
     sample, index, limits = Sample.read(sample_json), TileIndex.read(tiles / "tiles.json"), Thresholds.read(thresholds)
     assigned = read_json(counts / "assign.json", "the assign.json of the stage assign")
-    method = read_json(model, "a record of how the segmentation was made") if model else {}
+    merged = read_json(merge_json, "the merge.json of the stage merge") if merge_json else {}
+    method = {k: v for k, v in merged.get("segmentations", {}).get(segmentation, {}).get("method", {}).items() if k != "seconds"}
     cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
     adata = _read_counts(counts / "counts.h5ad")
     _check(sample, index, limits, assigned, segmentation, adata, cell_table)
@@ -79,7 +80,7 @@ def run(
     overlaps = nucleus_counts.count(nucleus_shapes, shapes, contain, intersect)
     centroids = cell_table[["centroid_x_um", "centroid_y_um"]].to_numpy(float)
     flagged = flags.flag(overlaps.contained, overlaps.intersected, adata.obs["n_transcripts"].to_numpy(), limits.spurious_count)
-    measured = measure.measure(tiles, index, shapes, centroids, limits.background_density)
+    measured = measure.measure(tiles, index, shapes, centroids, limits.background_density, limits.density_sigma_um)
     for column in (*flagged, *measured):
         adata.obs[column] = (flagged if column in flagged else measured)[column].to_numpy()
     for column in ("qc_reason", "qc_flag"):
@@ -90,7 +91,7 @@ def run(
     border = seams.compare(tiles, index, centroids, cell_table["area_um2"].to_numpy(float))
     rows, umap, no_umap = embedding.embed(adata, umap_cells, seed)
     used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
-    _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": measure.DENSITY_SIGMA_UM})
+    _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": limits.density_sigma_um})
     examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed)
     picture = overview.draw(out / "overview.png", tiles, index, sample, shapes)
     flag_table, nucleus_record = summary.flag_counts(adata.obs, in_image), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)

@@ -88,6 +88,7 @@ def pool(sketches: list[dict[str, Any]], background_percentile: float, spurious_
     n_nuclei = sum(per_nucleus.values())
     return Thresholds(
         sample=sketches[0]["sample"],
+        density_sigma_um=sketches[0]["density_sigma_um"],
         background_density=background,
         spurious_count=spurious,
         n_nuclei=n_nuclei,

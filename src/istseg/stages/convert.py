@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from istseg.raw.agreement import density_evidence
 from istseg.raw.base import Facts, RawSample, options_of
 from istseg.raw.intensity import Histograms
 from istseg.raw.points import PointsWriter
+from istseg.samplesheet import NAME_PATTERN
 
 MAX_INVALID = 0.001
 """Share of transcripts without coordinates or gene above which the table is refused."""
@@ -61,6 +63,8 @@ def run(
     InputError
         With all problems of the folder that headers show, or the first one that its contents show.
     """
+    if not re.fullmatch(NAME_PATTERN, sample):
+        raise InputError(f"the sample name {sample!r} is not allowed; use letters, digits, `_`, `-`, `.`, the first a letter or digit.")
     options = options_of(nucleus_stain=nucleus_stain, membrane_stains=membrane_stains, z_planes=z_planes, fovs=fovs, pixel_size_um=pixel_size_um)
     reader = open_raw(platform, raw, options)
     facts = reader.inspect()

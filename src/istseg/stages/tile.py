@@ -60,7 +60,8 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
     if not tissue.own.any():
         raise InputError(
             f"{sample.sample}: no tissue found. No square of 24 µm holds {min_transcripts} transcripts or more inside the image, and the nucleus stain "
-            f"{sample.nucleus.name} rises above its background nowhere. Check that image and transcripts belong together, or lower min_transcripts."
+            f"{sample.nucleus.name} rises above its background nowhere. Check that image and transcripts belong together, "
+            f"or lower tissue_transcripts (--min-transcripts of `istseg tile`)."
         )
     to_working = np.diag([1 / factor, 1 / factor, 1.0]) @ sample.affine
     index = TileIndex(sample.sample, grid.as_dict(), n, working_um, to_working.tolist(), [], [], tissue.fraction)

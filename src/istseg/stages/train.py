@@ -16,7 +16,7 @@ from istseg.artifacts.files import sha256, whole, write_json
 from istseg.errors import InputError
 from istseg.network import gate, training, weights
 from istseg.network.card import ModelCard
-from istseg.network.dataset import PatchRef, PatchStore, Split, find_patches, split, thin
+from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, split, thin
 from istseg.network.inference import open_device
 from istseg.network.unet import Rna2Seg
 from istseg.progress import track
@@ -44,7 +44,7 @@ def run(
     device: str,
     seed: int,
 ) -> None:
-    """Fine-tune a model on curated patches and decide whether to use it.
+    """Fine-tune a model on curated patches and decide whether to use it. With too few patches the base is kept, and `decision.json` says so.
 
     Parameters
     ----------
@@ -71,15 +71,23 @@ def run(
     Raises
     ------
     InputError
-        If weights or patches cannot be used together, or there are too few patches.
+        If weights or patches cannot be used together, or there are too few patches to train from scratch.
     DeviceError
         If the device is not there.
     """
     place = open_device(device)
     model, card, found = _inputs(patches, base, base_sha256, seed)
     refs = thin(found, max_patches)
-    parts = split(refs, validation_fraction, holdout_fraction, seed)
     out = Path(out)
+    work = tempfile.TemporaryDirectory(prefix=".targets-")
+    try:
+        parts = split(refs, validation_fraction, holdout_fraction, seed)
+        train_store, validation_store = _stores(parts, Path(work.name), device)
+    except TooFewPatches as error:
+        if base == SCRATCH:
+            raise
+        _write_untrained(out, name, Path(base), card, found, str(error))
+        return
     out.mkdir(parents=True, exist_ok=True)
     recipe = training.Recipe(epochs, learning_rate, batch_size, membrane_dropout, crop_wpx, seed, freeze_norm=base != SCRATCH)
     data = _data_hash(refs)
@@ -87,8 +95,7 @@ def run(
     before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
     checkpoint = out / "checkpoint.pt"
     fingerprint = repr((data, card.sha256, validation_fraction, holdout_fraction))
-    with tempfile.TemporaryDirectory(dir=out, prefix=".targets-") as work:
-        train_store, validation_store = _stores(parts, Path(work), device)
+    with work:
         fitted = training.fit(model, train_store, validation_store, recipe, card.rna_form, device, checkpoint, fingerprint)
     # What is judged is what is stored: weights rounded to half precision.
     model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
@@ -158,9 +165,9 @@ def _stores(parts: Split, work: Path, device: str) -> tuple[PatchStore, PatchSto
             if not store.add(ref, free):
                 log.warning("%s: no pixel of it may teach beside the validation and held-out patches; it is left out", ref.path)
     if not len(train) or not len(validation):
-        raise InputError(
+        raise TooFewPatches(
             "the training or the validation patches hold no pixel that may teach: too few patches, too near to each other; "
-            "take a larger area, lower curate's --min-objects, or run without fine-tuning."
+            "take a larger area, lower min_objects, or run without fine-tuning."
         )
     return train, validation
 
@@ -199,6 +206,17 @@ def _curves(samples: list[str], name: str, fitted: training.Fitted, base: str) -
         "validation_loss_before": fitted.start["validation_loss"],
         "epochs": fitted.epochs,
     }
+
+
+def _write_untrained(out: Path, name: str, base: Path, card: ModelCard, found: Sequence[PatchRef], reason: str) -> None:
+    """The base as the result, without a try."""
+    log.warning("%s: the base is kept: %s", name, reason)
+    samples = sorted({ref.sample for ref in found}) or [name]
+    decision = {"samples": samples, "name": name, "accepted": False, "reason": reason, "base": {}, "finetuned": {}, "holdout_patches": []}
+    kept = _keep_base(base, card, out / "model.safetensors")
+    write_json(out / "model_card.json", kept.as_dict() | {"decision": decision})
+    write_json(out / "curves.json", {"samples": samples, "name": name, "base": base.name, "best_epoch": None, "validation_loss_before": None, "epochs": []})
+    write_json(out / "decision.json", decision)
 
 
 def _keep_base(base: Path, card: ModelCard, path: Path) -> ModelCard:

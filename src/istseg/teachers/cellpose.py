@@ -185,7 +185,7 @@ def load(path: Path, diameter: float, device: torch.device) -> Any:
         stored_shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         raise InputError(
-            f"{path}: cannot be read as Cellpose weights ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). {advice}"
+            f"{path}: cannot be read as Cellpose weights ({type(error).__name__}); it may be cut off, or hold code, which is never run. {advice}"
         ) from None
     expected = CellposeModel(pretrained_model=False, model_type=None, device=torch.device("cpu"), diam_mean=diameter).net.state_dict()
     wrong = [n for n, tensor in expected.items() if not n.startswith("diam_") and stored_shapes.get(n) != tuple(tensor.shape)]
