@@ -34,7 +34,8 @@ NOT_OPTIONS = set(
     ["input", "outdir", "publish_dir_mode", "tiles_per_task", "base_model", "finetune", "compare", "qc_thresholds", "exports", "gpu", "help", "validate_params"]
 )
 NOT_OPTIONS |= {
-    "max_cpus", "max_memory", "max_time", "container_registry", "container_tag",
+    "max_cpus", "max_memory", "max_time", "cluster_options",
+    "container_registry", "container_tag",
 }  # fmt: skip
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
