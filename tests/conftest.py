@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("pipeline"):
             item.add_marker(pytest.mark.xdist_group("nextflow"))
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Sums of floats depend on the number of threads, and libraries that other tests load change it behind our back."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
