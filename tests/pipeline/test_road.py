@@ -138,6 +138,17 @@ def test_a_new_sample_does_not_make_the_others_run_again(nextflow):
     assert {row["tag"].split(" ")[0] for row in run.trace() if row["status"] == "COMPLETED" and row["process"] not in ("PREFLIGHT", "REPORT")} == {"b"}
 
 
+def test_a_raw_file_that_changed_in_place_is_read_again(nextflow):
+    arguments = ("--input", samples(nextflow, "a"), "-stub-run", "--compare", "false", "--exports", "none")
+    (raw,) = (folder for folder in nextflow.folder.iterdir() if folder.name.startswith("raw"))
+    (raw / "images").mkdir()
+    (raw / "images" / "mosaic_DAPI_z0.tif").write_text("before")
+    nextflow.run(*arguments)
+    assert {"PREFLIGHT", "CONVERT"} <= set(tasks(nextflow.run(*arguments, "-resume"), "CACHED"))
+    (raw / "images" / "mosaic_DAPI_z0.tif").write_text("after, longer")
+    assert {"PREFLIGHT", "CONVERT", "TILE"} <= set(tasks(nextflow.run(*arguments, "-resume")))
+
+
 def test_the_environment_must_be_that_of_the_pipeline(nextflow):
     """A process passes the version that it expects; another one fails at once."""
     (nextflow.folder / "other.config").write_text("manifest.version = '9.9.9'\n")
