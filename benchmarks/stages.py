@@ -61,7 +61,7 @@ def commands(folder: Path, region: Path, tiles: list[Path], tile_um: float) -> d
              "--segmentation", "istseg", "--labels", here("merge/labels.zarr"), "--out", here("assign")]
         ],
         "assess": [
-            [istseg, "assess", *facts, "--tiles", here("tiles"), "--counts", here("assign/istseg"), "--cells", here("merge/istseg.cells.parquet"),
+            [istseg, "assess", *facts, "--tiles", here("tiles"), "--counts", here("assign"), "--cells", here("merge/istseg.cells.parquet"),
              "--nuclei", here("merge/nuclei.parquet"), "--thresholds", here("calibrate/thresholds.json"), "--segmentation", "istseg", "--out", here("assess")]
         ],
     }  # fmt: skip
@@ -114,7 +114,7 @@ def main() -> None:
                     parts[0][parts[0].index("--cells") + 1] = str(folder / "sim" / "truth" / "cells.parquet")
                 results = [measure(part) for part in parts]
                 rows.setdefault(stage, {})[size] = (sum(r[0] for r in results), max(r[1] for r in results))
-                print(f"{size}: {stage} done", file=sys.stderr, flush=True)
+                print(f"{size}: {stage} {rows[stage][size][0]:.1f} s, {rows[stage][size][1]:.0f} MiB", file=sys.stderr, flush=True)
 
     shown = [s for s in rows if not options.only or s in options.only]
     print("| stage | " + " | ".join(f"{size}² px: s | MiB" for size in options.sizes) + (" | memory ratio |" if len(options.sizes) == 2 else " |"))
