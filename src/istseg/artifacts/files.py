@@ -59,6 +59,20 @@ def read_json(path: str | Path, what: str) -> Any:
         raise InputError(f"{path}: is not valid JSON ({error}); it should be {what}. Was it cut off? Run the stage that makes it again.") from None
 
 
+def read_record(path: str | Path, stage: str, format_number: int) -> dict[str, Any]:
+    """Read the JSON object of a stage that carries a format number.
+
+    Raises
+    ------
+    InputError
+        If it is missing, is not JSON, or has another format than this version reads.
+    """
+    raw = read_json(path, f"the {Path(path).name} of the stage {stage}")
+    if raw.get("format") != format_number:
+        raise InputError(f"{path}: format {raw.get('format')} is not {format_number}, which this version reads; run {stage} again with this version.")
+    return raw
+
+
 def sha256(path: str | Path) -> str:
     """Hex digest of a file, read in pieces."""
     with open(path, "rb") as stream:

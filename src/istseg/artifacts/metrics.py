@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from istseg.artifacts.files import read_json, write_json
-from istseg.errors import InputError
+from istseg.artifacts.files import read_record, write_json
 
 FORMAT = 1
 FLAGS = ("consistent", "no_nucleus", "inconsistent", "spurious")
@@ -78,7 +77,5 @@ class Metrics:
     @classmethod
     def read(cls, path: str | Path) -> Metrics:
         """Read the file; InputError if it is missing or of another format."""
-        raw = read_json(path, "the metrics.json of the stage assess")
-        if raw.get("format") != FORMAT:
-            raise InputError(f"{path}: format {raw.get('format')} is not {FORMAT}, which this version reads; run assess again.")
+        raw = read_record(path, "assess", FORMAT)
         return cls(**raw)

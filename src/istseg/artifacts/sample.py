@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from istseg.artifacts.files import read_json, write_json
+from istseg.artifacts.files import read_record, write_json
 from istseg.errors import InputError
 
 FORMAT = 1
@@ -100,9 +100,7 @@ class Sample:
 
     @classmethod
     def read(cls, path: str | Path) -> Sample:
-        raw = read_json(path, "the sample.json of the stage convert")
-        if raw.get("format") != FORMAT:
-            raise InputError(f"{path}: format {raw.get('format')} is not {FORMAT}, which this version reads; run convert again with this version.")
+        raw = read_record(path, "convert", FORMAT)
         try:
             raw["stains"] = [Stain(**s) for s in raw["stains"]]
             sample = cls(**raw)

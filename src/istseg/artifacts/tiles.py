@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from istseg.artifacts.files import read_json, whole, write_json
+from istseg.artifacts.files import read_record, whole, write_json
 from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid
 
@@ -108,9 +108,7 @@ class Tile:
     @classmethod
     def read(cls, folder: str | Path) -> Tile:
         folder = Path(folder)
-        raw = read_json(folder / "tile.json", "the tile.json of the stage tile")
-        if raw.get("format") != FORMAT:
-            raise InputError(f"{folder}/tile.json: format {raw.get('format')} is not {FORMAT}, which this version reads; run tile again.")
+        raw = read_record(folder / "tile.json", "tile", FORMAT)
         for key in ("core", "region"):
             raw[key] = tuple(raw[key])
         for key in ("windows", "ring_windows", "ranges"):
@@ -171,7 +169,5 @@ class TileIndex:
 
     @classmethod
     def read(cls, path: str | Path) -> TileIndex:
-        raw = read_json(path, "the tiles.json of the stage tile")
-        if raw.get("format") != FORMAT:
-            raise InputError(f"{path}: format {raw.get('format')} is not {FORMAT}, which this version reads; run tile again.")
+        raw = read_record(path, "tile", FORMAT)
         return cls(**raw)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -194,10 +193,3 @@ def _check_totals(totals: Totals, sample: Sample, adata: object, where: Path) ->
     wrong = [f"{k}: {found} read, {wanted} in sample.json" for k, (found, wanted) in known.items() if found != wanted]
     if wrong:
         raise InputError(f"{where}: is not the whole set of transcripts of {sample.sample} ({'; '.join(wrong)}). Was it cut off? Run convert again.")
-
-
-def read_assignment(path: Path, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
-    """Row groups of `transcripts.parquet`, in order, as data frames."""
-    with pq.ParquetFile(path) as stored:
-        for group in range(stored.num_row_groups):
-            yield stored.read_row_group(group, columns=columns).to_pandas()
