@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_fixtures
 from istseg.network.loss import loss_sums
-from istseg.network.unet import Rna2Seg
+from istseg.network.model import Rna2Seg
 
 
 def random_case(seed=0, size=16):

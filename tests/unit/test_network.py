@@ -18,8 +18,8 @@ from istseg.artifacts.files import sha256
 from istseg.errors import InputError
 from istseg.network import weights
 from istseg.network.card import ModelCard
+from istseg.network.model import Rna2Seg
 from istseg.network.rna_image import FORMS, RnaForm, rna_image
-from istseg.network.unet import Rna2Seg
 from network_fixtures import BASE_MODEL, ROOT, golden
 
 

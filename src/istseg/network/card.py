@@ -8,6 +8,7 @@ from typing import Any
 
 from istseg.errors import InputError
 from istseg.grid import DEFAULT_WORKING_UM
+from istseg.network.model import BACKBONES
 from istseg.network.rna_image import FORMS
 
 FORMAT = 1
@@ -34,6 +35,8 @@ class ModelCard:
         A pixel is cell above it.
     min_flow
         Cells whose mean flow (unit scale) is shorter are dropped; 0 keeps all.
+    backbone
+        Key of `network.model.BACKBONES`.
     parent, parent_sha256
         Model that training started from.
     training
@@ -50,7 +53,7 @@ class ModelCard:
     normalisation: str = "percentile_1_99"
     logit_threshold: float = -0.5
     min_flow: float = 0.0
-    architecture: str = "RNA2seg CNN"
+    backbone: str = "cnn"
     parent: str = ""
     parent_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +105,8 @@ class ModelCard:
                 f"{where}: the model was trained with the RNA image form {self.rna_form!r}, this version knows {sorted(FORMS)}; "
                 "update istseg or use another model."
             )
+        if self.backbone not in BACKBONES:
+            found.append(f"{where}: the model has the backbone {self.backbone!r}, this version knows {sorted(BACKBONES)}; update istseg or use another model.")
         if self.normalisation not in NORMALISATIONS:
             found.append(
                 f"{where}: the model was trained with the normalisation {self.normalisation!r}, this version knows {list(NORMALISATIONS)}; "

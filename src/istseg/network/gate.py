@@ -27,8 +27,8 @@ from istseg.network.card import ModelCard
 from istseg.network.dataset import PatchRef, border_labels
 from istseg.network.dynamics import labels_from_field
 from istseg.network.inference import Predictor
+from istseg.network.model import Rna2Seg
 from istseg.network.rna_image import rna_image
-from istseg.network.unet import Rna2Seg
 from istseg.progress import track
 from istseg.qc.matching import boundary_iou, match_labels, precision
 

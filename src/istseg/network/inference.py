@@ -16,8 +16,8 @@ from istseg.errors import DeviceError, IstsegError
 from istseg.grid import Box
 from istseg.network.card import ModelCard
 from istseg.network.field import count_window, stain_window
+from istseg.network.model import FLOW_SCALE, Rna2Seg
 from istseg.network.rna_image import rna_image
-from istseg.network.unet import FLOW_SCALE, Rna2Seg
 
 log = logging.getLogger("istseg")
 

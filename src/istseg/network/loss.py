@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from istseg.network.unet import FLOW_SCALE
+from istseg.network.model import FLOW_SCALE
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""The segmentation network of the RNA2seg paper: stain encoder, RNA image, residual U-Net with a style vector.
+"""Backbone `cnn`: a residual U-Net with a style vector, Cellpose's (Stringer et al. 2021) [paper: RNA2seg network and loss].
 
-The U-Net is Cellpose's (Stringer et al. 2021). Names and shapes of the parameters are those of the published package, so that its weights load here and
-ours there.
+Names and shapes of the parameters are those of the published package, so that its weights load here and ours there.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from istseg.network.channelnet import ChannelNet, upsample
+from istseg.network.channelnet import upsample
 
-WIDTHS = (4, 32, 64, 128, 256)
-FLOW_SCALE = 5.0
-"""The network gives flows times this [paper: RNA2seg network and loss]."""
+WIDTHS = (32, 64, 128, 256)
 
 
 def norm_conv(c_in: int, c_out: int, kernel: int = 3, relu: bool = True) -> nn.Sequential:
@@ -69,10 +66,11 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """(B, 4, H, W) with H, W multiples of 8 → (B, 3, H, W)."""
+    """(B, c_in, H, W) with H, W multiples of 8 → (B, out, H, W)."""
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS, out: int = 3):
+    def __init__(self, c_in: int = 4, out: int = 3):
         super().__init__()
+        widths = (c_in, *WIDTHS)
         depth = len(widths) - 1
         # Unused here; the published key set has them.
         self.diam_mean = nn.Parameter(torch.full((1,), 30.0), requires_grad=False)
@@ -95,32 +93,3 @@ class UNet(nn.Module):
             deepest = level == len(maps) - 1
             x = block(x if deepest else upsample(x), maps[level], style)
         return self.output(x)
-
-
-class Rna2Seg(nn.Module):
-    """The network: stains and RNA image → flows and cell logit; 6,690,104 parameters [paper: RNA2seg network and loss].
-
-    The state dict has the 379 tensors of the published package, keys `model.*`.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.model = UNet()
-        self.model.AdaptorNet = ChannelNet()
-
-    def forward(self, stains: Tensor, rna: Tensor) -> Tensor:
-        """Predict.
-
-        Parameters
-        ----------
-        stains
-            (B, 1 + K, H, W), nucleus stain first, then K ≥ 0 membrane stains in any order, normalised; H and W multiples of 8.
-        rna
-            (B, 1, H, W) RNA image (`network.rna_image`).
-
-        Returns
-        -------
-        (B, 3, H, W) float32: flow y × 5, flow x × 5, cell logit.
-        """
-        encoded = self.model.AdaptorNet(stains)
-        return self.model(torch.cat((encoded, rna.to(encoded.dtype)), 1)).float()

@@ -15,7 +15,7 @@ from istseg.artifacts.files import sha256 as digest_of
 from istseg.artifacts.files import whole
 from istseg.errors import InputError
 from istseg.network.card import ModelCard
-from istseg.network.unet import Rna2Seg
+from istseg.network.model import Rna2Seg
 
 CARD_KEY = "istseg_card"
 _SHOWN = 6
@@ -56,7 +56,7 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
         raise InputError(
             f"{path}: weights must be a .safetensors file of istseg or a .pt file of the package rna2seg, not {path.suffix or 'a file without suffix'}."
         )
-    model = Rna2Seg()
+    model = Rna2Seg(card.backbone)
     _check(tensors, model.state_dict(), path)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
     return model.eval(), replace(card, sha256=digest)
@@ -76,12 +76,12 @@ def published_card(name: str) -> ModelCard:
     )
 
 
-def new(seed: int) -> tuple[Rna2Seg, ModelCard]:
+def new(seed: int, backbone: str = "cnn") -> tuple[Rna2Seg, ModelCard]:
     """Untrained network (evaluation mode) with seeded random weights, and a card to fill in. The global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Rna2Seg()
-    return model.eval(), ModelCard(name="scratch", training={"init_seed": seed})
+        model = Rna2Seg(backbone)
+    return model.eval(), ModelCard(name="scratch", backbone=backbone, training={"init_seed": seed})
 
 
 def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool = True) -> str:

@@ -18,7 +18,7 @@ from istseg.network import gate, training, weights
 from istseg.network.card import ModelCard
 from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, split, thin
 from istseg.network.inference import open_device
-from istseg.network.unet import Rna2Seg
+from istseg.network.model import Rna2Seg
 from istseg.progress import track
 
 log = logging.getLogger("istseg")
