@@ -12,6 +12,7 @@ from istseg.artifacts.patches import Patch
 
 SIZE, OVERLAP = 128, 32
 STRIDE = SIZE - OVERLAP
+GENES = ["A", "B", "C", "D"]
 RANGES = [(100.0, 1100.0), (100.0, 1100.0)]
 
 
@@ -23,6 +24,7 @@ class Tissue:
     nuclei: np.ndarray
     stains: np.ndarray
     counts: np.ndarray
+    genes: np.ndarray
 
 
 def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 13.0) -> Tissue:
@@ -46,7 +48,9 @@ def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 1
     stains = np.stack((gaussian_filter((nuclei > 0).astype(float), 1.0), ring)) + noise
     raw = np.clip(stains * 1000 + 100, 0, 65535).astype(np.uint16)
     counts = rng.poisson(np.where(cells > 0, 0.12, 0.004)).astype(np.uint16)
-    return Tissue(cells, nuclei, raw, counts)
+    # Two kinds of cells with two genes each.
+    genes = np.where(counts > 0, 1 + 2 * (cells % 2) + np.random.default_rng(seed).integers(0, 2, cells.shape), 0).astype(np.uint16)
+    return Tissue(cells, nuclei, raw, counts, genes)
 
 
 def patch_of(t: Tissue, gy: int, gx: int, sample: str = "s", cells: np.ndarray | None = None, drop: float = 0.2, know_nuclei: bool = True) -> Patch:
@@ -76,6 +80,8 @@ def patch_of(t: Tissue, gy: int, gx: int, sample: str = "s", cells: np.ndarray |
         teach=teach[None],
         stand_ins=[[]] if know_nuclei else None,
         nuclei=np.where(inside, t.nuclei[at], 0).astype(np.int32) if know_nuclei else None,
+        genes=t.genes[at],
+        gene_names=GENES,
     )
 
 

@@ -40,6 +40,14 @@ class TeacherName(str, enum.Enum):
     vendor = "vendor"
 
 
+class RnaInput(str, enum.Enum):
+    """RNA inputs of `istseg.network.model`."""
+
+    density = "density"
+    coexpression = "coexpression"
+    learned = "learned"
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
@@ -189,6 +197,7 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the model.")] = "finetuned",
     base: Annotated[str, typer.Option(help="Base weights (.safetensors, or .pt of the published package), or `scratch`.")] = "scratch",
     base_sha256: Annotated[Optional[str], typer.Option()] = None,
+    rna_input: Annotated[Optional[RnaInput], typer.Option(help="With `--base scratch`; a base keeps its own. Default: density.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -207,6 +216,7 @@ def train(
         patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, epochs=epochs, learning_rate=learning_rate,
         batch_size=batch_size, membrane_dropout=membrane_dropout, validation_fraction=validation_fraction,
         holdout_fraction=holdout_fraction, max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
+        rna_input=rna_input.value if rna_input else None,
     )  # fmt: skip
 
 

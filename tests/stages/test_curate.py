@@ -61,7 +61,8 @@ def test_two_tilings_give_the_same_patches_up_to_the_numbers_of_labels(curated):
     assert patches[0].keys() == patches[1].keys()
     for name, a in patches[0].items():
         b = patches[1][name]
-        for field in ("stains", "counts", "teach"):
+        assert a.gene_names == b.gene_names
+        for field in ("stains", "counts", "teach", "genes"):
             assert np.array_equal(getattr(a, field), getattr(b, field)), field
         assert np.array_equal(a.labels > 0, b.labels > 0)
         pairs = np.unique(np.stack([a.labels.ravel(), b.labels.ravel()]), axis=1)
@@ -78,6 +79,9 @@ def test_patches_are_what_the_network_sees(curated):
         assert path.name == f"{tile.tile_id}_w{patch.window[0]}_{patch.window[1]}.npz"
         assert np.array_equal(patch.normalised(), stain_window(tile, box))
         assert np.array_equal(patch.counts, count_window(tile, tile.transcript_counts(), box))
+        assert set(patch.gene_names) == set(made.GENES) and np.array_equal(patch.genes > 0, patch.counts > 0)
+        for genes in (made.GENES, ["Mbp", "unknown"]):
+            assert np.array_equal(patch.gene_map(genes), count_window(tile, tile.gene_map(genes), box))
         inside = tile.window_grid.clip(box)
         outside = np.ones((512, 512), bool)
         outside[inside[0] - box[0] : inside[2] - box[0], inside[1] - box[1] : inside[3] - box[1]] = False

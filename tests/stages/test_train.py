@@ -1,5 +1,6 @@
 """train: from patches to a model and a decision."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,15 +10,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.files import sha256
+from istseg.artifacts.labels import TileLabels
+from istseg.artifacts.patches import Patch
 from istseg.errors import DeviceError, InputError
 from istseg.network import weights
-from istseg.stages import train
-from network_fixtures import BASE_MODEL
-from training_fixtures import write_patches
+from istseg.stages import segment, train
+from network_fixtures import BASE_MODEL, cut, paint
+from training_fixtures import GENES, write_patches
 
 SETTINGS = dict(
     name="tuned", base=str(BASE_MODEL), base_sha256=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25, validation_fraction=0.1,
-    holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
+    rna_input=None, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
 )  # fmt: skip
 
 
@@ -93,6 +96,64 @@ def test_from_scratch_is_taken_with_its_figures(tmp_path):
     assert "ap50" in written["decision"]["finetuned"] and written["model_card"]["parent"] == ""
 
 
+@pytest.mark.parametrize("rna_input", ["coexpression", "learned"])
+def test_gene_colours_from_scratch_to_cells_and_on_from_there(rna_input, tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    written = run(tmp_path / "patches", tmp_path / "out", base="scratch", rna_input=rna_input, epochs=2, crop_wpx=64, batch_size=1)
+    path = tmp_path / "out" / "model.safetensors"
+    model, card = weights.load(path, written["model_card"]["sha256"])
+    table = model.gene_image.table.detach()
+    assert (card.rna_input, card.genes) == (rna_input, GENES) and not table[0].any() and len(table.unique(dim=0)) > 3
+    if rna_input == "coexpression":
+        a, b, c, d = table[1:, 0]
+        assert abs(a - b) < 0.2 > abs(c - d) and min(abs(a - c), abs(b - d)) > 0.8, "A and B share cells, C and D others"
+    # Genes A and B are there, C and D are not.
+    painting = paint(200, 250, seed=3)
+    found = []
+    for per_side in (9, 1):
+        tiles = cut(painting, tmp_path / f"tiles{per_side}", per_side)
+        segment.run(
+            tiles=tiles, model=path, out=tmp_path / f"cells{per_side}", model_sha256=None, logit_threshold=None, min_flow=None, flow_error=0.9,
+            min_cell_area_um2=12.8, flow_steps=60, batch_size=1, device="cpu",
+        )  # fmt: skip
+        labels = [TileLabels.read(tmp_path / f"cells{per_side}" / t.name) for t in tiles]
+        assert {one.method["rna_input"] for one in labels} == {rna_input}
+        found.append(sorted(outline for one in labels for outline in one.objects.loc[one.objects["owned"], "geometry"]))
+    assert found[0] == found[1] and found[0] and len(tiles) > 1
+    write_patches(tmp_path / "more", 2, seed=1)
+    tuned = run(tmp_path / "more", tmp_path / "tuned", base=str(path), epochs=1, crop_wpx=64)
+    attempt = "model" if tuned["decision"]["accepted"] else "refused"
+    again, kept = weights.load(tmp_path / "tuned" / f"{attempt}.safetensors")
+    assert (kept.rna_input, kept.genes) == (rna_input, GENES)
+    assert np.array_equal(again.gene_image.table.detach(), table) == (rna_input == "coexpression")
+
+
+def test_rna_input_and_panel_of_a_base(tmp_path, caplog):
+    model, card = weights.new(0, rna_input="learned", genes=[*GENES, "E"])
+    weights.save(tmp_path / "learned.safetensors", model, card)
+    write_patches(tmp_path / "patches", 2)
+    with pytest.raises(InputError, match="RNA input is learned, not density"):
+        run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "learned.safetensors"), rna_input="density")
+    with pytest.raises(InputError, match="RNA input is density, not learned"):
+        run(tmp_path / "patches", tmp_path / "out", rna_input="learned")
+    run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "learned.safetensors"), epochs=1, crop_wpx=64)
+    assert "4 of the 5 genes of the model scratch are in the sample" in caplog.text and "100.0%" in caplog.text
+    weights.save(tmp_path / "other.safetensors", model, dataclasses.replace(card, genes=["A", *"vwxy"]))
+    with pytest.raises(InputError, match="1 of the 5 genes"):
+        run(tmp_path / "patches", tmp_path / "out2", base=str(tmp_path / "other.safetensors"))
+
+
+def test_patches_without_a_gene_map_train_the_density_only(tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    old = sorted((tmp_path / "patches").iterdir())
+    for path in old[:2]:
+        dataclasses.replace(Patch.read(path), genes=None, gene_names=[]).write(path)
+    with pytest.raises(InputError, match="1 others have no gene map") as error:
+        run(tmp_path / "patches", tmp_path / "out", base="scratch", rna_input="coexpression")
+    assert str(old[0]) in str(error.value) and not (tmp_path / "out").exists()
+    run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
+
+
 def test_a_cohort_of_two_samples(tmp_path):
     write_patches(tmp_path / "a", 2, "a")
     write_patches(tmp_path / "b", 2, "b", seed=1)
@@ -142,8 +203,6 @@ def test_wrong_input_is_refused(tmp_path):
 
 
 def test_a_patch_of_another_resolution_is_refused(tmp_path):
-    from istseg.artifacts.patches import Patch
-
     write_patches(tmp_path / "patches", 2)
     path = next((tmp_path / "patches").iterdir())
     patch = Patch.read(path)

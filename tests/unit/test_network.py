@@ -178,6 +178,11 @@ BAD_CARDS = {
     "pixel": ({"working_um": 25.3}, "25.3"),
     "threshold": ({"logit_threshold": "low"}, "low"),
     "format": ({"format": 99}, "99"),
+    "RNA input": ({"rna_input": "smell"}, "smell"),
+    "no genes": ({"rna_input": "learned"}, "names no genes"),
+    "genes without colours": ({"genes": ["A"]}, "names 1 genes"),
+    "genes twice": ({"rna_input": "learned", "genes": ["A", "B", "A"]}, "more than once: A"),
+    "genes that are no names": ({"rna_input": "learned", "genes": [1, 2]}, "list of names"),
     "unknown entry": ({"colour": "blue"}, "colour"),
 }
 

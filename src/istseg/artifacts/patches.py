@@ -2,12 +2,14 @@
 
 Arrays: `stains` uint16 (c, 512, 512) raw grey values, nucleus stain first (reflected outside the mosaic); `counts` uint8… uint16 (512, 512) transcripts per
 working pixel, controls left out; `labels` int32 (k, 512, 512) curated cells and stand-in nuclei, one image per teacher stain; `teach` bool (k, 512, 512)
-pixels that may teach (cells, nuclei and background); `nuclei` (optional) int32 (512, 512) all of the teacher's nuclei. `meta` is a JSON string.
+pixels that may teach (cells, nuclei and background); `nuclei` (optional) int32 (512, 512) all of the teacher's nuclei; `genes` (optional) uint16 (512, 512)
+gene map. `meta` is a JSON string.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,11 @@ from typing import Any
 import numpy as np
 
 from istseg.artifacts.files import whole
+from istseg.artifacts.genes import places
 from istseg.errors import InputError
+
+_ARRAYS = ("stains", "counts", "labels", "teach")
+_OPTIONAL = ("nuclei", "genes")
 
 
 @dataclass
@@ -33,6 +39,10 @@ class Patch:
         The gate of `train` must not take a nucleus for a cell's shape.
     nuclei
         All of the teacher's nuclei in the window, kept or not; None when not known. The gate counts nuclei in predicted cells with it.
+    genes
+        Gene map (`artifacts.genes`) in the numbers of `gene_names`; None in patches of early versions. Networks with gene colours need it.
+    gene_names
+        Genes that the map shows.
     """
 
     sample: str
@@ -48,15 +58,29 @@ class Patch:
     teach: np.ndarray = field(repr=False)
     stand_ins: list[list[int]] | None = None
     nuclei: np.ndarray | None = field(default=None, repr=False)
+    genes: np.ndarray | None = field(default=None, repr=False)
+    gene_names: list[str] = field(default_factory=list, repr=False)
 
     def normalised(self) -> np.ndarray:
         """(c, y, x) float32: the sample's 1st percentile → 0, 99th → 1."""
         low, high = np.asarray(self.ranges, np.float32).T[:, :, None, None]
         return np.where(high > low, (self.stains.astype(np.float32) - low) / np.maximum(high - low, np.float32(1e-6)), np.float32(0))
 
+    def gene_map(self, genes: Sequence[str]) -> np.ndarray:
+        """(y, x) int32 gene map in the numbers of `genes`; a pixel that shows a gene which is not in the list is 0.
+
+        Raises
+        ------
+        InputError
+            If the patch has no gene map.
+        """
+        if self.genes is None:
+            raise InputError(f"the patch {self.window} of the sample {self.sample} has no gene map, which a model with gene colours needs; run curate again.")
+        return places(self.gene_names, genes)[self.genes]
+
     def write(self, path: str | Path) -> None:
         meta: dict[str, Any] = asdict(self)
-        arrays = {name: meta.pop(name) for name in ("stains", "counts", "labels", "teach", "nuclei")}
+        arrays = {name: meta.pop(name) for name in (*_ARRAYS, *_OPTIONAL)}
         arrays = {name: array for name, array in arrays.items() if array is not None}
         with whole(path) as part, open(part, "wb") as stream:
             np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
@@ -66,7 +90,7 @@ class Patch:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 meta = json.loads(str(stored["meta"]))
-                arrays = {name: stored[name] for name in ("stains", "counts", "labels", "teach", "nuclei") if name != "nuclei" or name in stored}
+                arrays = {name: stored[name] for name in (*_ARRAYS, *_OPTIONAL) if name in _ARRAYS or name in stored}
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: is not a training patch of the stage curate ({error}).") from None
         meta["window"] = tuple(meta["window"])

@@ -6,6 +6,7 @@ stains after it; memory-mapped on reading) and `transcripts.parquet` (those insi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from istseg.artifacts.files import read_record, whole, write_json
+from istseg.artifacts.genes import draw_map, places
 from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid
 
@@ -98,12 +100,32 @@ class Tile:
         table = self.transcripts(["x_wpx", "y_wpx", "is_control"])
         if not controls:
             table = table[~table["is_control"]]
+        inside, flat = self._pixels(table)
+        return np.bincount(flat[inside], minlength=self.shape[0] * self.shape[1]).astype(np.int32).reshape(self.shape)
+
+    def gene_counts(self) -> dict[str, int]:
+        """Transcripts of each gene inside the region, controls left out; genes that the sample has elsewhere are there with 0 (in a tile that is not empty)."""
+        table = self.transcripts(["gene", "is_control"])
+        genes = table.loc[~table["is_control"], "gene"].cat
+        return dict(zip(genes.categories, np.bincount(genes.codes, minlength=len(genes.categories)).tolist(), strict=True))
+
+    def gene_map(self, genes: Sequence[str]) -> np.ndarray:
+        """(y, x) int32 gene map of the region (see `artifacts.genes`) in the numbers of `genes`: the gene of one transcript of each working pixel.
+
+        Control probes are left out; a pixel that shows a gene which is not in the list is 0.
+        """
+        table = self.transcripts(["transcript_id", "x_wpx", "y_wpx", "gene", "is_control"])
+        table = table[~table["is_control"]]
+        inside, flat = self._pixels(table)
+        numbers = places(list(table["gene"].cat.categories), genes)[table["gene"].cat.codes.to_numpy() + 1]
+        return draw_map(flat[inside], table["transcript_id"].to_numpy()[inside], numbers[inside], self.shape)
+
+    def _pixels(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each transcript lies in the region, and its flat working pixel there."""
         height, width = self.shape
         y = np.floor(table["y_wpx"].to_numpy()).astype(np.int64) - self.region[0]
         x = np.floor(table["x_wpx"].to_numpy()).astype(np.int64) - self.region[1]
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        flat = y[inside] * width + x[inside]
-        return np.bincount(flat, minlength=height * width).astype(np.int32).reshape(height, width)
+        return (y >= 0) & (y < height) & (x >= 0) & (x < width), y * width + x
 
     @classmethod
     def read(cls, folder: str | Path) -> Tile:

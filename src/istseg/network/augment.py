@@ -34,7 +34,7 @@ class Example:
     stains
         (c, y, x) float32 normalised, nucleus stain first.
     counts
-        (y, x) float32 transcripts per pixel.
+        (y, x) float32 transcripts per pixel; for a network with gene colours the gene map, which takes the nearest pixel as well.
     flow
         (2, y, x) float32 unit flows (y, x).
     cell, teach

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from istseg.errors import InputError
 from istseg.grid import DEFAULT_WORKING_UM
-from istseg.network.model import BACKBONES
+from istseg.network.model import BACKBONES, RNA_INPUTS
 from istseg.network.rna_image import FORMS
+
+log = logging.getLogger("istseg")
 
 FORMAT = 1
 SCALE_TOLERANCE = 0.02
 """By how much the working resolution of a tile may differ from the model's, as a share."""
+
+PANEL_SHARE = 0.5
+"""A model with gene colours needs this share of its genes in a sample, and must know the genes of this share of its transcripts."""
+PANEL_MIN_TRANSCRIPTS = 1000
+"""Fewer transcripts than this say nothing about the panel."""
 
 NORMALISATIONS = ("percentile_1_99",)
 """Known normalisations: `percentile_1_99`: per stain, 1st–99th percentile of the whole sample → 0…1, not clipped."""
@@ -37,6 +46,10 @@ class ModelCard:
         Cells whose mean flow (unit scale) is shorter are dropped; 0 keeps all.
     backbone
         Key of `network.model.BACKBONES`.
+    rna_input
+        One of `network.model.RNA_INPUTS`.
+    genes
+        With gene colours: the genes in the order of the model's table; else empty.
     parent, parent_sha256
         Model that training started from.
     training
@@ -54,12 +67,19 @@ class ModelCard:
     logit_threshold: float = -0.5
     min_flow: float = 0.0
     backbone: str = "cnn"
+    rna_input: str = "density"
+    genes: list[str] = field(default_factory=list)
     parent: str = ""
     parent_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sha256: str = ""
     format: int = FORMAT
+
+    @property
+    def image_form(self) -> str | None:
+        """Form of the RNA image that is made for the network; None with gene colours, which the network draws itself from a gene map."""
+        return self.rna_form if self.rna_input == "density" else None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able copy."""
@@ -107,6 +127,7 @@ class ModelCard:
             )
         if self.backbone not in BACKBONES:
             found.append(f"{where}: the model has the backbone {self.backbone!r}, this version knows {sorted(BACKBONES)}; update istseg or use another model.")
+        found += self._gene_problems(where)
         if self.normalisation not in NORMALISATIONS:
             found.append(
                 f"{where}: the model was trained with the normalisation {self.normalisation!r}, this version knows {list(NORMALISATIONS)}; "
@@ -118,6 +139,50 @@ class ModelCard:
             if not isinstance(getattr(self, name), (int, float)):
                 found.append(f"{where}: {name} {getattr(self, name)!r} of the model card is not a number.")
         return found
+
+    def _gene_problems(self, where: str) -> list[str]:
+        if self.rna_input not in RNA_INPUTS:
+            return [f"{where}: the model has the RNA input {self.rna_input!r}, this version knows {list(RNA_INPUTS)}; update istseg or use another model."]
+        if not isinstance(self.genes, list) or not all(isinstance(gene, str) for gene in self.genes):
+            return [f"{where}: the genes of the model card are not a list of names; its card is wrong."]
+        if bool(self.genes) == (self.rna_input == "density"):
+            found = f"names {len(self.genes)} genes" if self.genes else "names no genes"
+            return [f"{where}: the model card {found}, which does not go with the RNA input {self.rna_input}; its card is wrong."]
+        if twice := sorted({gene for gene in self.genes if self.genes.count(gene) > 1}):
+            return [f"{where}: the model card names genes more than once: {', '.join(twice[:6])}; its card is wrong."]
+        return []
+
+    def check_panel(self, transcripts: Mapping[str, int], where: str) -> None:
+        """Refuse a sample of another gene panel than the model's; log figures when some genes differ. Without gene colours every panel is right.
+
+        Parameters
+        ----------
+        transcripts
+            Number of transcripts of each gene that the sample has, controls left out; a gene without any may be there.
+        where
+            Names the sample in messages.
+
+        Raises
+        ------
+        InputError
+            If less than half of the model's genes are in the sample, or less than half of its transcripts are of genes that the model knows.
+        """
+        total = sum(transcripts.values())
+        if not self.genes or not total:
+            return
+        present = sum(gene in transcripts for gene in self.genes)
+        known = sum(transcripts.get(gene, 0) for gene in self.genes)
+        figures = (
+            f"{present} of the {len(self.genes)} genes of the model {self.name} are in the sample, "
+            f"and the model knows the genes of {known} of its {total} transcripts ({known / total:.1%})"
+        )
+        if total >= PANEL_MIN_TRANSCRIPTS and (present < PANEL_SHARE * len(self.genes) or known < PANEL_SHARE * total):
+            raise InputError(
+                f"{where}: {figures}; at least half of both are needed. A model with gene colours ({self.rna_input}) is made for one panel: "
+                "use a model of this panel, or one with the RNA input density."
+            )
+        if present < len(self.genes) or known < total:
+            log.warning("%s: %s; the other transcripts are not drawn", where, figures)
 
     def check_tile(self, working_um: float, where: str) -> None:
         """Refuse input of another resolution than the model's.

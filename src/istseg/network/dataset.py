@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class PatchRef:
     overlap: int
     working_um: float
     n_membranes: int
+    genes: tuple[str, ...] | None = None
+    """Names of its gene map; None for a patch without."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def find_patches(folders: Iterable[str | Path]) -> list[PatchRef]:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 meta = json.loads(str(stored["meta"]))
-            ref = PatchRef(meta["sample"], tuple(meta["window"]), path, meta["overlap"], meta["working_um"], len(meta["stain_names"]) - 1)
+                # The same names come again in each patch.
+                genes = tuple(map(sys.intern, meta["gene_names"])) if "genes" in stored else None
+            ref = PatchRef(meta["sample"], tuple(meta["window"]), path, meta["overlap"], meta["working_um"], len(meta["stain_names"]) - 1, genes)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             problems.append(f"{path}: is not a training patch of the stage curate ({error}); give folders that hold patches only.")
             continue
@@ -82,6 +87,16 @@ def find_patches(folders: Iterable[str | Path]) -> list[PatchRef]:
     if problems:
         raise InputError(problems)
     return sorted(refs.values())
+
+
+def gene_counts(refs: Iterable[PatchRef]) -> Counter[str]:
+    """How many pixels of the patches' gene maps show each gene."""
+    shown: Counter[str] = Counter()
+    for ref in refs:
+        with np.load(ref.path, allow_pickle=False) as stored:
+            numbers = np.bincount(stored["genes"].ravel(), minlength=1 + len(ref.genes or ()))
+        shown.update(dict(zip(ref.genes or (), numbers[1:].tolist(), strict=True)))
+    return shown
 
 
 def thin(refs: Sequence[PatchRef], most: int) -> list[PatchRef]:
@@ -172,10 +187,12 @@ class PatchStore:
         Work folder; targets are computed once and kept there.
     device
         Where flow targets are computed.
+    genes
+        Of a model with gene colours: the examples hold gene maps of these instead of counts.
     """
 
-    def __init__(self, folder: str | Path, device: str = "cpu"):
-        self.folder, self.device = Path(folder), device
+    def __init__(self, folder: str | Path, device: str = "cpu", genes: Sequence[str] = ()):
+        self.folder, self.device, self.genes = Path(folder), device, list(genes)
         self._items: list[tuple[PatchRef, tuple[int, int], tuple[Path, ...]]] = []
 
     def __len__(self) -> int:
@@ -200,7 +217,7 @@ class PatchStore:
             np.savez(target, flow=flow.astype(np.float16), cell=patch.labels[k] > 0, teach=teach[k])
             names.append(target)
         image = self.folder / f"{len(self._items):05d}_image.npz"
-        np.savez(image, stains=patch.normalised(), counts=patch.counts)
+        np.savez(image, stains=patch.normalised(), counts=patch.gene_map(self.genes) if self.genes else patch.counts)
         self._items.append((ref, shape, (image, *names)))
         return True
 

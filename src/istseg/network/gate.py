@@ -28,7 +28,7 @@ from istseg.network.dataset import PatchRef, border_labels
 from istseg.network.dynamics import labels_from_field
 from istseg.network.inference import Predictor
 from istseg.network.model import Rna2Seg
-from istseg.network.rna_image import rna_image
+from istseg.network.rna_image import rna_channel
 from istseg.progress import track
 from istseg.qc.matching import boundary_iou, match_labels, precision
 
@@ -120,7 +120,8 @@ def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], devic
 
 def predict(predictor: Predictor, patch: Patch) -> np.ndarray:
     """(y, x) int32 cells that a model finds in a patch."""
-    rna = rna_image(patch.counts, predictor.card.rna_form)
+    card = predictor.card
+    rna = rna_channel(patch.gene_map(card.genes) if card.genes else patch.counts, card.image_form)
     field_of_flows = predictor.predict(torch.from_numpy(np.concatenate((patch.normalised(), rna[None]))[None]))[0]
     return labels_from_field(
         field_of_flows,

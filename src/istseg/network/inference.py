@@ -17,7 +17,7 @@ from istseg.grid import Box
 from istseg.network.card import ModelCard
 from istseg.network.field import count_window, stain_window
 from istseg.network.model import FLOW_SCALE, Rna2Seg
-from istseg.network.rna_image import rna_image
+from istseg.network.rna_image import rna_channel
 
 log = logging.getLogger("istseg")
 
@@ -85,14 +85,14 @@ class Predictor:
         self._counts: tuple[str, np.ndarray] | None = None
 
     def inputs(self, tile: Tile, box: Box) -> np.ndarray:
-        """(1 + K + 1, h, w) float32 of a window: normalised stains, RNA image last.
+        """(1 + K + 1, h, w) float32 of a window: normalised stains, RNA image (with gene colours: gene map) last.
 
         The RNA image is made of the window's own counts, so that it does not depend on the tile, as in training.
         """
         if self._counts is None or self._counts[0] != str(tile.folder):
             self.card.check_tile(tile.working_um, str(tile.folder))
-            self._counts = str(tile.folder), tile.transcript_counts()
-        rna = rna_image(count_window(tile, self._counts[1], box), self.card.rna_form)
+            self._counts = str(tile.folder), tile.gene_map(self.card.genes) if self.card.genes else tile.transcript_counts()
+        rna = rna_channel(count_window(tile, self._counts[1], box), self.card.image_form)
         return np.concatenate((stain_window(tile, box), rna[None]))
 
     @torch.inference_mode()

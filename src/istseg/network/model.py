@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from istseg.network.channelnet import ChannelNet
+from istseg.network.gene_image import GeneImage
+from istseg.network.rna_image import FORMS
 from istseg.network.unet import UNet
 
 FLOW_SCALE = 5.0
@@ -15,6 +17,10 @@ FLOW_SCALE = 5.0
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {"cnn": UNet}
 """Backbone by name: channels of its input → module."""
+
+RNA_INPUTS = ("density", "coexpression", "learned")
+"""What the network sees of the transcripts: one channel of their density, or three channels in the colours of their genes, which are given by the genes'
+spatial co-expression (`network.coexpression`) or learnt."""
 
 
 class Rna2Seg(nn.Module):
@@ -26,11 +32,16 @@ class Rna2Seg(nn.Module):
     ----------
     backbone
         Key of `BACKBONES`.
+    rna_input
+        One of `RNA_INPUTS`.
+    n_genes, rna_form
+        With gene colours: the number of genes and how they are drawn (key of `network.rna_image.FORMS`).
     """
 
-    def __init__(self, backbone: str = "cnn"):
+    def __init__(self, backbone: str = "cnn", rna_input: str = "density", n_genes: int = 0, rna_form: str = "working"):
         super().__init__()
-        self.model = BACKBONES[backbone](4)
+        self.gene_image = None if rna_input == "density" else GeneImage(n_genes, FORMS[rna_form], rna_input == "learned")
+        self.model = BACKBONES[backbone](4 if self.gene_image is None else 6)
         self.model.AdaptorNet = ChannelNet()
 
     def forward(self, stains: Tensor, rna: Tensor) -> Tensor:
@@ -41,11 +52,13 @@ class Rna2Seg(nn.Module):
         stains
             (B, 1 + K, H, W), nucleus stain first, then K ≥ 0 membrane stains in any order, normalised; H and W multiples of 8.
         rna
-            (B, 1, H, W) RNA image (`network.rna_image`).
+            (B, 1, H, W) RNA image (`network.rna_image`); with gene colours a gene map (`artifacts.genes`).
 
         Returns
         -------
         (B, 3, H, W) float32: flow y × 5, flow x × 5, cell logit.
         """
         encoded = self.model.AdaptorNet(stains)
+        if self.gene_image is not None:
+            rna = self.gene_image(rna)
         return self.model(torch.cat((encoded, rna.to(encoded.dtype)), 1)).float()

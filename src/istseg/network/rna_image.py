@@ -27,11 +27,19 @@ class RnaForm:
         Of the Gaussian, in pixels; 0 for none.
     gain
         Factor on the result.
+    radius
+        Of the Gaussian's kernel, in pixels; None for scipy's, 4 sigma.
     """
 
     max_filter: int
     sigma: float
     gain: float = 1.0
+    radius: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Of the Gaussian's kernel, in pixels."""
+        return 2 * (int(4 * self.sigma + 0.5) if self.radius is None else self.radius) + 1
 
 
 def _resized(sigma_px: float) -> RnaForm:
@@ -72,7 +80,11 @@ def rna_image(counts: np.ndarray, form: str | RnaForm) -> np.ndarray:
         middle = how.max_filter // 2
         image = cv2.dilate(image, np.ones((how.max_filter,) * 2, np.uint8), anchor=(middle, middle), borderType=cv2.BORDER_REFLECT)
     if how.sigma > 0:
-        # scipy's radius (4 sigma): OpenCV's own choice depends on the type of the image.
-        side = 2 * int(4 * how.sigma + 0.5) + 1
-        image = cv2.GaussianBlur(image, (side, side), how.sigma, borderType=cv2.BORDER_REFLECT)
+        # OpenCV's own choice of the side depends on the type of the image.
+        image = cv2.GaussianBlur(image, (how.side, how.side), how.sigma, borderType=cv2.BORDER_REFLECT)
     return image * np.float32(how.gain) if how.gain != 1 else image
+
+
+def rna_channel(molecules: np.ndarray, form: str | None) -> np.ndarray:
+    """The channel that the network gets, (H, W) float32: the RNA image of counts, or with `form` None a gene map as it is, which the network itself draws."""
+    return molecules.astype(np.float32) if form is None else rna_image(molecules, form)

@@ -27,7 +27,7 @@ from istseg.network.augment import Example, augment
 from istseg.network.dataset import PatchStore
 from istseg.network.inference import precision_of
 from istseg.network.loss import LossSums, loss_sums
-from istseg.network.rna_image import rna_image
+from istseg.network.rna_image import rna_channel
 
 log = logging.getLogger("istseg")
 
@@ -93,7 +93,14 @@ class Fitted:
 
 
 def fit(
-    model: nn.Module, train: PatchStore, validation: PatchStore, recipe: Recipe, rna_form: str, device: str, checkpoint: str | Path, fingerprint: str = ""
+    model: nn.Module,
+    train: PatchStore,
+    validation: PatchStore,
+    recipe: Recipe,
+    rna_form: str | None,
+    device: str,
+    checkpoint: str | Path,
+    fingerprint: str = "",
 ) -> Fitted:
     """Train, and return the weights of the epoch with the smallest validation loss.
 
@@ -106,7 +113,7 @@ def fit(
     recipe
         How to train.
     rna_form
-        Form of the RNA image that the model is made for (`network.rna_image.FORMS`).
+        Form of the RNA image that the model is made for (`network.rna_image.FORMS`); None: the stores hold gene maps.
     device
         `cpu` or `cuda`.
     checkpoint
@@ -151,7 +158,7 @@ def fit(
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, store: PatchStore, rna_form: str, device: str) -> dict[str, float]:
+def validate(model: nn.Module, store: PatchStore, rna_form: str | None, device: str) -> dict[str, float]:
     """Loss on whole patches and all their label images, without augmentation: `validation_loss` and its parts `validation_flow`, `validation_cell`."""
     model.eval()
     flow = cell = pixels = 0.0
@@ -168,10 +175,10 @@ def validate(model: nn.Module, store: PatchStore, rna_form: str, device: str) ->
     return {"validation_loss": (flow + cell) / pixels, "validation_flow": flow / pixels, "validation_cell": cell / pixels}
 
 
-def collate(examples: list[Example], rna_form: str, device: str) -> Batch:
-    """Stack examples: stains (B, c, H, W), RNA image (B, 1, H, W), flow (B, 2, H, W), cell and teach (B, H, W), on the device."""
+def collate(examples: list[Example], rna_form: str | None, device: str) -> Batch:
+    """Stack examples: stains (B, c, H, W), RNA image or gene map (B, 1, H, W), flow (B, 2, H, W), cell and teach (B, H, W), on the device."""
     stains = torch.from_numpy(np.stack([e.stains for e in examples])).to(device).contiguous(memory_format=torch.channels_last)
-    rna = torch.from_numpy(np.stack([rna_image(e.counts, rna_form) for e in examples])[:, None]).to(device)
+    rna = torch.from_numpy(np.stack([rna_channel(e.counts, rna_form) for e in examples])[:, None]).to(device)
     flow, cell, teach = (torch.from_numpy(np.stack([getattr(e, name) for e in examples])).to(device) for name in ("flow", "cell", "teach"))
     return stains, rna, flow, cell, teach
 
@@ -184,7 +191,7 @@ def autocast(device: str):
 
 
 def _epoch(
-    model: nn.Module, optimiser: torch.optim.Optimizer, store: PatchStore, recipe: Recipe, epoch: int, steps_per_epoch: int, rna_form: str, device: str
+    model: nn.Module, optimiser: torch.optim.Optimizer, store: PatchStore, recipe: Recipe, epoch: int, steps_per_epoch: int, rna_form: str | None, device: str
 ) -> tuple[float, float]:
     """One pass → (mean loss over the pixels that taught, last rate)."""
     model.train(not recipe.freeze_norm)
@@ -242,7 +249,7 @@ def _batches(store: PatchStore, recipe: Recipe, epoch: int) -> list[list[tuple[i
     return [batches[j] for j in rng.permutation(len(batches))]
 
 
-def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: Recipe, epoch: int, rna_form: str, device: str) -> Iterator[Batch]:
+def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> Iterator[Batch]:
     """Batches on the device; the next one is read and augmented while one is computed."""
 
     def draw(at: tuple[int, int]) -> Example:
@@ -258,7 +265,7 @@ def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: R
 
 
 @torch.no_grad()
-def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epoch: int, rna_form: str, device: str) -> None:
+def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> None:
     """Mean statistics of some batches under the present weights [precise batch normalisation, Wu and Johnson 2021]."""
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in layers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
         raise InputError(
             f"{path}: weights must be a .safetensors file of istseg or a .pt file of the package rna2seg, not {path.suffix or 'a file without suffix'}."
         )
-    model = Rna2Seg(card.backbone)
+    model = Rna2Seg(card.backbone, card.rna_input, len(card.genes), card.rna_form)
     _check(tensors, model.state_dict(), path)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
     return model.eval(), replace(card, sha256=digest)
@@ -76,12 +77,13 @@ def published_card(name: str) -> ModelCard:
     )
 
 
-def new(seed: int, backbone: str = "cnn") -> tuple[Rna2Seg, ModelCard]:
+def new(seed: int, backbone: str = "cnn", rna_input: str = "density", genes: Sequence[str] = ()) -> tuple[Rna2Seg, ModelCard]:
     """Untrained network (evaluation mode) with seeded random weights, and a card to fill in. The global random state is left alone."""
+    card = ModelCard(name="scratch", backbone=backbone, rna_input=rna_input, genes=list(genes), training={"init_seed": seed})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Rna2Seg(backbone)
-    return model.eval(), ModelCard(name="scratch", backbone=backbone, training={"init_seed": seed})
+        model = Rna2Seg(backbone, rna_input, len(card.genes), card.rna_form)
+    return model.eval(), card
 
 
 def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool = True) -> str:

@@ -149,6 +149,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
     """
     grid = tile.window_grid
     counts = tile.transcript_counts()
+    names = list(tile.gene_counts())
+    genes = tile.gene_map(names)
     raw = tile.raw_stains()
     layers = list(curated.labels)
     y0, x0, y1, x1 = tile.region
@@ -168,6 +170,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
         labels[place] = [curated.labels[layer][part] for layer in layers]
         teach[place] = [curated.teach[layer][part] for layer in layers]
         rows, columns = reflect(box[0], box[2], grid.height) - y0, reflect(box[1], box[3], grid.width) - x0
+        # Only the genes that are there: a patch does not depend on what else lies in its tile.
+        shown, gene_map = np.unique(np.append(0, count_window(tile, genes, box)), return_inverse=True)
         Patch(
             sample=tile.sample,
             window=(gy, gx),
@@ -182,6 +186,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
             teach=teach,
             stand_ins=[[int(i) for i in np.unique(image) if i > curated.last_cell[layer]] for layer, image in zip(layers, labels, strict=True)],
             nuclei=nuclei,
+            genes=gene_map[1:].reshape(nuclei.shape).astype(np.uint16),
+            gene_names=[names[i - 1] for i in shown[1:]],
         ).write(folder / f"{tile.tile_id}_w{gy}_{gx}.npz")
         written += 1
     return written

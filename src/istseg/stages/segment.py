@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def run(
         "model": card.name,
         "model_sha256": card.sha256,
         "rna_form": card.rna_form,
+        "rna_input": card.rna_input,
         "parameters": parameters,
         "batch_size": batch_size,
         "device": device,
@@ -146,4 +148,9 @@ def _read_all(folders: list[Path], card: weights.ModelCard) -> list[Tile]:
     problems += [f"the tile {name} is given more than once; name each tile folder once." for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:
         raise InputError(problems)
+    if card.genes:
+        transcripts: Counter[str] = Counter()
+        for tile in tiles:
+            transcripts.update(tile.gene_counts())
+        card.check_panel(transcripts, f"{tiles[0].sample} ({len(tiles)} tiles)")
     return tiles

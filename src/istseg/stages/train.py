@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from istseg.artifacts.files import sha256, whole, write_json
 from istseg.errors import InputError
 from istseg.network import gate, training, weights
 from istseg.network.card import ModelCard
-from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, split, thin
+from istseg.network.coexpression import patch_colours
+from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, gene_counts, split, thin
 from istseg.network.inference import open_device
 from istseg.network.model import Rna2Seg
 from istseg.progress import track
@@ -33,6 +36,7 @@ def run(
     name: str,
     base: str,
     base_sha256: str | None,
+    rna_input: str | None,
     epochs: int,
     learning_rate: float,
     batch_size: int,
@@ -57,6 +61,8 @@ def run(
         Name of the model.
     base, base_sha256
         Base weights, or `scratch`, and the digest that the file must have.
+    rna_input
+        One of `network.model.RNA_INPUTS`, to train from scratch; None: `density`. A base keeps its own.
     epochs, learning_rate, batch_size, membrane_dropout, seed
         See `network.training.Recipe`.
     validation_fraction, holdout_fraction
@@ -76,27 +82,29 @@ def run(
         If the device is not there.
     """
     place = open_device(device)
-    model, card, found = _inputs(patches, base, base_sha256, seed)
+    model, card, found = _inputs(patches, base, base_sha256, rna_input, seed)
     refs = thin(found, max_patches)
     out = Path(out)
     work = tempfile.TemporaryDirectory(prefix=".targets-")
     try:
         parts = split(refs, validation_fraction, holdout_fraction, seed)
-        train_store, validation_store = _stores(parts, Path(work.name), device)
+        train_store, validation_store = _stores(parts, Path(work.name), device, card.genes)
     except TooFewPatches as error:
         if base == SCRATCH:
             raise
         _write_untrained(out, name, Path(base), card, found, str(error))
         return
+    if base == SCRATCH and card.rna_input == "coexpression":
+        model.gene_image.table[1:] = torch.from_numpy(patch_colours(parts.train, card.genes, seed))
     out.mkdir(parents=True, exist_ok=True)
     recipe = training.Recipe(epochs, learning_rate, batch_size, membrane_dropout, crop_wpx, seed, freeze_norm=base != SCRATCH)
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
     before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
     checkpoint = out / "checkpoint.pt"
-    fingerprint = repr((data, card.sha256, validation_fraction, holdout_fraction))
+    fingerprint = repr((data, card.sha256, card.rna_input, validation_fraction, holdout_fraction))
     with work:
-        fitted = training.fit(model, train_store, validation_store, recipe, card.rna_form, device, checkpoint, fingerprint)
+        fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
     # What is judged is what is stored: weights rounded to half precision.
     model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
     after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
@@ -130,7 +138,7 @@ def run(
     checkpoint.unlink(missing_ok=True)
 
 
-def _inputs(patches: list[Path], base: str, base_sha256: str | None, seed: int) -> tuple[Rna2Seg, ModelCard, list[PatchRef]]:
+def _inputs(patches: list[Path], base: str, base_sha256: str | None, rna_input: str | None, seed: int) -> tuple[Rna2Seg, ModelCard, list[PatchRef]]:
     """Model, card and patches; all problems at once."""
     problems: list[str] = []
     refs: list[PatchRef] = []
@@ -140,12 +148,17 @@ def _inputs(patches: list[Path], base: str, base_sha256: str | None, seed: int) 
     except InputError as error:
         problems += error.problems
     try:
-        loaded = weights.new(seed) if base == SCRATCH else weights.load(base, base_sha256)
+        loaded = _scratch(refs, rna_input or "density", seed) if base == SCRATCH else weights.load(base, base_sha256)
     except InputError as error:
         problems += error.problems
     if loaded is not None:
         card = replace(loaded[1], working_um=refs[0].working_um) if base == SCRATCH and refs else loaded[1]
         loaded = loaded[0], card
+        if base != SCRATCH and rna_input not in (None, card.rna_input):
+            problems.append(
+                f"{base}: its RNA input is {card.rna_input}, not {rna_input} as asked; a base keeps its own: leave --rna-input out or use --base {SCRATCH}."
+            )
+        problems += _panel_problems(card, refs, base)
         for ref in refs:
             try:
                 card.check_tile(ref.working_um, str(ref.path))
@@ -156,9 +169,31 @@ def _inputs(patches: list[Path], base: str, base_sha256: str | None, seed: int) 
     return *loaded, refs
 
 
-def _stores(parts: Split, work: Path, device: str) -> tuple[PatchStore, PatchStore]:
+def _scratch(refs: list[PatchRef], rna_input: str, seed: int) -> tuple[Rna2Seg, ModelCard]:
+    """Untrained model; with gene colours for all genes that the patches show, by name."""
+    genes = sorted(set().union(*(ref.genes or () for ref in refs))) if rna_input != "density" else []
+    return weights.new(seed, rna_input=rna_input, genes=genes)
+
+
+def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[str]:
+    """Why a model with gene colours cannot learn from the patches."""
+    if card.rna_input == "density" or not refs:
+        return []
+    if without := [ref for ref in refs if ref.genes is None]:
+        return [f"{without[0].path}: this patch and {len(without) - 1} others have no gene map, which the RNA input {card.rna_input} needs; run curate again."]
+    if not card.genes:
+        return [f"{refs[0].path}: this patch and {len(refs) - 1} others show no transcript; use --rna-input density."]
+    try:
+        if base != SCRATCH:
+            card.check_panel(gene_counts(refs), "the patches of " + ", ".join(sorted({ref.sample for ref in refs})))
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def _stores(parts: Split, work: Path, device: str, genes: list[str]) -> tuple[PatchStore, PatchStore]:
     """Training and validation patches with their targets."""
-    train, validation = (PatchStore(work / use, device) for use in ("train", "validation"))
+    train, validation = (PatchStore(work / use, device, genes) for use in ("train", "validation"))
     for store, refs, free in ((train, parts.train, parts.validation + parts.holdout), (validation, parts.validation, parts.holdout)):
         store.folder.mkdir()
         for ref in track(refs, "flow targets"):

@@ -1,0 +1,141 @@
+"""Colours of genes from their spatial co-expression: genes that lie close to each other get similar colours [paper: Co-expression visualization].
+
+The neighbourhood of a molecule is the number of molecules of each gene around it, weighted by distance. The co-expression of two genes is the correlation of
+their weighted numbers over many molecules [after ComSeg, Defard et al. 2024]. A principal component analysis of that matrix gives three values per gene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse import coo_array
+from scipy.spatial import cKDTree
+
+from istseg.artifacts.patches import Patch
+from istseg.network.dataset import PatchRef
+from istseg.progress import track
+
+RADIUS_UM = 4.0
+"""Molecules further away do not count: about a cell's radius. The weight falls linearly from 1 to 0."""
+MIN_MOLECULES = 20
+"""Genes with fewer get grey: their correlations are noise."""
+MAX_CENTRES = 100_000
+"""Molecules whose neighbourhoods are taken."""
+RANGE = (2.0, 98.0)
+"""Percentiles of a component over the genes that become 0 and 1."""
+GREY = 0.5
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """Molecules of one connected area; neighbourhoods do not reach from one area into another.
+
+    Attributes
+    ----------
+    xy_um
+        (n, 2) places in µm.
+    gene
+        (n,) int: place in the list of genes.
+    centre
+        (n,) bool: may be the centre of a neighbourhood; the others are neighbours only (a margin that another area has as well).
+    """
+
+    xy_um: np.ndarray
+    gene: np.ndarray
+    centre: np.ndarray
+
+
+def coexpression(areas: Iterable[Molecules], n_genes: int, centres_per_area: int, seed: int, radius_um: float = RADIUS_UM) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial co-expression of genes.
+
+    Memory holds one area, a few thousand neighbourhoods and the matrix.
+
+    Parameters
+    ----------
+    areas
+        Read once, one by one.
+    n_genes
+        Length of the list of genes.
+    centres_per_area
+        At most so many neighbourhoods of an area, drawn at random.
+    seed
+        Of the draw, together with the number of the area.
+    radius_um
+        Reach of a neighbourhood.
+
+    Returns
+    -------
+    (n_genes, n_genes) float64 correlations (0 where a gene does not vary) and (n_genes,) int number of molecules that may be centres.
+    """
+    total = np.zeros(n_genes)
+    products = np.zeros((n_genes, n_genes))
+    molecules = np.zeros(n_genes, np.int64)
+    n = 0
+    for number, area in enumerate(areas):
+        allowed = np.flatnonzero(area.centre)
+        molecules += np.bincount(area.gene[allowed], minlength=n_genes)
+        if not len(allowed):
+            continue
+        rng = np.random.default_rng([seed, number])
+        centres = np.sort(rng.choice(allowed, min(len(allowed), centres_per_area), replace=False))
+        tree = cKDTree(area.xy_um)
+        for start in range(0, len(centres), _CHUNK):
+            chunk = centres[start : start + _CHUNK]
+            near = _neighbourhoods(tree, area, chunk, n_genes, radius_um)
+            total += near.sum(0)
+            joint = (near.T @ near).tocoo()
+            products[joint.row, joint.col] += joint.data
+        n += len(centres)
+    mean = total / max(n, 1)
+    covariance = products / max(n, 1) - mean[:, None] * mean
+    deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
+    scale = deviation[:, None] * deviation
+    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12), molecules
+
+
+def colours(matrix: np.ndarray, molecules: np.ndarray) -> np.ndarray:
+    """(n_genes, 3) float32 colours in 0…1 of `coexpression`'s two results: principal components of the genes' profiles.
+
+    The sign of each component is such that its largest value is positive. Genes with too few molecules are grey, and so is a component without spread.
+    """
+    result = np.full((len(matrix), 3), GREY, np.float32)
+    known = np.flatnonzero((molecules >= MIN_MOLECULES) & (np.diag(matrix) > 0))
+    if len(known) < 2:
+        return result
+    profiles = matrix[np.ix_(known, known)]
+    profiles = profiles - profiles.mean(0)
+    k = min(3, len(known))
+    _, axes = eigh(profiles.T @ profiles, subset_by_index=(len(known) - k, len(known) - 1))
+    scores = profiles @ axes[:, ::-1]
+    scores *= np.sign(scores[np.abs(scores).argmax(0), np.arange(k)])
+    low, high = np.percentile(scores, RANGE, axis=0)
+    for i in np.flatnonzero(high - low > 1e-9):
+        result[known, i] = np.clip((scores[:, i] - low[i]) / (high[i] - low[i]), 0, 1)
+    return result
+
+
+def patch_colours(refs: Sequence[PatchRef], genes: Sequence[str], seed: int) -> np.ndarray:
+    """(len(genes), 3) float32 colours from the gene maps of patches; the cores of windows share no molecule."""
+    areas = (_molecules(Patch.read(ref.path), genes) for ref in track(refs, "co-expression"))
+    return colours(*coexpression(areas, len(genes), max(MAX_CENTRES // max(len(refs), 1), 1), seed))
+
+
+def _molecules(patch: Patch, genes: Sequence[str]) -> Molecules:
+    shown = patch.gene_map(genes)
+    margin = patch.overlap // 2
+    y, x = np.nonzero(shown)
+    height, width = shown.shape
+    core = (y >= margin) & (y < height - margin) & (x >= margin) & (x < width - margin)
+    return Molecules(np.column_stack([x, y]) * patch.working_um, shown[y, x] - 1, core)
+
+
+def _neighbourhoods(tree: cKDTree, area: Molecules, centres: np.ndarray, n_genes: int, radius_um: float) -> coo_array:
+    """(centres, genes) weighted numbers of molecules around each centre, itself left out."""
+    pairs = cKDTree(area.xy_um[centres]).sparse_distance_matrix(tree, radius_um, output_type="ndarray")
+    pairs = pairs[centres[pairs["i"]] != pairs["j"]]
+    weight = 1 - pairs["v"] / radius_um
+    return coo_array((weight, (pairs["i"], area.gene[pairs["j"]])), shape=(len(centres), n_genes)).tocsr()
