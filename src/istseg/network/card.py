@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -148,7 +149,7 @@ class ModelCard:
         if bool(self.genes) == (self.rna_input == "density"):
             found = f"names {len(self.genes)} genes" if self.genes else "names no genes"
             return [f"{where}: the model card {found}, which does not go with the RNA input {self.rna_input}; its card is wrong."]
-        if twice := sorted({gene for gene in self.genes if self.genes.count(gene) > 1}):
+        if twice := sorted(gene for gene, n in Counter(self.genes).items() if n > 1):
             return [f"{where}: the model card names genes more than once: {', '.join(twice[:6])}; its card is wrong."]
         return []
 

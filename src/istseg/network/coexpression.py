@@ -87,14 +87,17 @@ def coexpression(areas: Iterable[Molecules], n_genes: int, centres_per_area: int
             chunk = centres[start : start + _CHUNK]
             near = _neighbourhoods(tree, area, chunk, n_genes, radius_um)
             total += near.sum(0)
-            joint = (near.T @ near).tocoo()
-            products[joint.row, joint.col] += joint.data
+            products += (near.T @ near).toarray()
         n += len(centres)
+    # In place: for a panel of thousands of genes the matrix is the largest thing in memory.
     mean = total / max(n, 1)
-    covariance = products / max(n, 1) - mean[:, None] * mean
-    deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
-    scale = deviation[:, None] * deviation
-    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12), molecules
+    products /= max(n, 1)
+    products -= mean[:, None] * mean
+    deviation = np.sqrt(np.clip(np.diag(products), 0, None))
+    inverse = np.divide(1, deviation, out=np.zeros(n_genes), where=deviation > 1e-6)
+    products *= inverse[:, None]
+    products *= inverse
+    return products, molecules
 
 
 def colours(matrix: np.ndarray, molecules: np.ndarray) -> np.ndarray:

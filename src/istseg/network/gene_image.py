@@ -42,8 +42,6 @@ class GeneImage(nn.Module):
             self.table = nn.Parameter(table)
         else:
             self.register_buffer("table", table)
-        kernel = cv2.getGaussianKernel(form.side, form.sigma) if form.sigma > 0 else np.ones((1, 1))
-        self.register_buffer("kernel", torch.from_numpy(kernel[:, 0].astype(np.float32)), persistent=False)
 
     def forward(self, genes: Tensor) -> Tensor:
         """(B, 1, H, W) gene maps of any number type → (B, 3, H, W) float32. Beyond the borders the picture is continued by reflection."""
@@ -51,14 +49,19 @@ class GeneImage(nn.Module):
         # Not in reduced precision: the RNA image is not either.
         with torch.autocast(genes.device.type, enabled=False):
             image = functional.embedding(shown, self.table.float(), padding_idx=0).permute(0, 3, 1, 2)
-            return self._blurred(image) * self.form.gain
+            down, across = (blur_matrix(size, self.form).to(image.device) for size in image.shape[-2:])
+            return down @ image @ across.T * self.form.gain
 
-    def _blurred(self, image: Tensor) -> Tensor:
-        reach = len(self.kernel) // 2
-        batch, channels, height, width = image.shape
-        image = _reflected(image, reach, reach).reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
-        image = functional.conv2d(functional.conv2d(image, self.kernel[None, None, :, None]), self.kernel[None, None, None, :])
-        return image.reshape(batch, channels, height, width)
+
+def blur_matrix(size: int, form: RnaForm) -> Tensor:
+    """(size, size) float32: product with a column of pixels is its Gaussian blur, continued by reflection (a product is not rounded to TF32)."""
+    if form.sigma == 0:
+        return torch.eye(size)
+    reach = form.side // 2
+    matrix = np.zeros((size, size))
+    for shift, weight in enumerate(cv2.getGaussianKernel(form.side, form.sigma)[:, 0], -reach):
+        matrix[np.arange(size), reflect(shift, size + shift, size)] += weight
+    return torch.from_numpy(matrix.astype(np.float32))
 
 
 def draw_squares(genes: Tensor, side: int) -> Tensor:
