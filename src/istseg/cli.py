@@ -333,6 +333,39 @@ def export(
 
 
 @app.command()
+def pretrain(
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "base",
+    base: Annotated[str, typer.Option(help="Weights to go on from, or `scratch`.")] = "scratch",
+    base_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the base must have.")] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 12_000,
+    seconds: Annotated[Optional[float], typer.Option(min=1, help="Stop earlier, after so many seconds of training.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 20,
+    crop_wpx: Annotated[int, typer.Option(min=128, max=512, help="Side of the crops that are trained on.")] = 320,
+    tissues: Annotated[int, typer.Option(min=1, help="Tissues that are kept ready.")] = 2048,
+    tissue_wpx: Annotated[int, typer.Option(min=160, help="Side of a tissue.")] = 640,
+    learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps over which the rate rises.")] = 300,
+    freeze_norm: Annotated[bool, typer.Option(help="Keep the statistics of batch normalisation: for going on from a base in small batches.")] = False,
+    pictures_per_family: Annotated[int, typer.Option(min=1, help="Held-out pictures of each of the eight families of tissue.")] = 4,
+    picture_wpx: Annotated[int, typer.Option(min=128)] = 384,
+    device: Device = "cpu",
+    seed: Seed = 1,
+) -> None:
+    """Train a base model on painted tissue alone; choose its filter and measure it on held-out tissue."""
+    from istseg.pretrain.fit import Recipe
+    from istseg.stages import pretrain as stage
+
+    recipe = Recipe(
+        steps=steps, seconds=seconds, batch_size=batch_size, side=crop_wpx, n_tissues=tissues, tissue_side=tissue_wpx, learning_rate=learning_rate,
+        warmup=warmup, freeze_norm=freeze_norm, seed=seed,
+    )  # fmt: skip
+    stage.run(
+        out=out, name=name, base=base, base_sha256=base_sha256, recipe=recipe, pictures_per_family=pictures_per_family, picture_wpx=picture_wpx, device=device
+    )
+
+
+@app.command()
 def simulate(
     out: Out,
     platform: Annotated[Platform, typer.Option()] = Platform.merscope,
