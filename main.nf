@@ -28,6 +28,7 @@ workflow {
             def raw = resolve(row.path, sheet.parent)
             [[id: row.sample, raw_state: state_of(raw)] + row.findAll { name, value -> !(name in ['sample', 'path']) }, raw]
         }
+        limits = params.qc_thresholds ? file(params.qc_thresholds, glob: false) : []
         // From the configuration, because -with-trace may have moved it.
         trace = file(nextflow.Global.session.config.trace.file, glob: false)
 
@@ -45,6 +46,7 @@ workflow {
                 finetune: params.finetune,
                 compare: params.compare,
                 exports: params.exports != 'none',
+                limits: limits,
             ],
         )
 
@@ -54,7 +56,7 @@ workflow {
             .combine(versions.map { all -> [all] })
             .map { preflight, all -> ['run.json', run_record(samples, settings, schema, all, failures_of(trace))] }
             .collectFile(storeDir: "${params.outdir}/pipeline_info")
-        REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), params.qc_thresholds ? file(params.qc_thresholds, glob: false) : [])
+        REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), limits)
 
         workflow.onComplete = {
             println("\n${closing_words(workflow, params.outdir, failures_of(trace))}")

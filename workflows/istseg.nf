@@ -25,7 +25,7 @@ workflow ISTSEG {
 
     main:
     listed = samples.toList()
-    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema)
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits)
 
     // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
     CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })

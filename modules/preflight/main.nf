@@ -1,7 +1,8 @@
 /*
- * PREFLIGHT: check every raw folder, the parameters and the machine before any work; all problems at once.
+ * PREFLIGHT: check every raw folder, the parameters, the weights and the machine before any work; all problems at once.
  *
- * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; all parameters as JSON; nextflow_schema.json
+ * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; all parameters as JSON; nextflow_schema.json;
+ *      base model, weights of the teacher cellpose and limits of the report's checks, each [] where there are none
  * out  preflight.json: the resolved samples
  */
 process PREFLIGHT {
@@ -15,6 +16,10 @@ process PREFLIGHT {
     path raw, stageAs: 'input/raw?', arity: '1..*'
     val settings
     path schema, stageAs: 'input/schema.json'
+    path base_model, stageAs: 'input/model/*'
+    path nuclei_weights, stageAs: 'input/nuclei_weights'
+    path cyto_weights, stageAs: 'input/cyto_weights'
+    path limits, stageAs: 'input/limits.yaml'
 
     output:
     path 'preflight.json', emit: json
@@ -28,11 +33,18 @@ process PREFLIGHT {
 
     script:
     def folders = [samples, raw].transpose().collect { sample, folder -> "--raw ${sample.id}=${folder}" }.join(' ')
+    // The shell's pattern stands for the one file there, whatever its name.
+    def checked = [
+        base_model ? '--model input/model/*' : '',
+        nuclei_weights ? "--nuclei-weights ${nuclei_weights}" : '',
+        cyto_weights ? "--cyto-weights ${cyto_weights}" : '',
+        limits ? "--limits ${limits}" : '',
+    ].join(' ')
     // As base64 because values of users may hold anything; as a value and not a file so that -resume compares the content.
     def encoded = settings.getBytes('UTF-8').encodeBase64().toString()
     """
     echo ${encoded} | base64 -d > params.json
-    istseg --expect-version ${workflow.manifest.version} preflight --samplesheet input/samplesheet.csv ${folders} --params params.json --schema input/schema.json --disk . --out . ${task.ext.args ?: ''}
+    istseg --expect-version ${workflow.manifest.version} preflight --samplesheet input/samplesheet.csv ${folders} --params params.json --schema input/schema.json ${checked} --disk . --out . ${task.ext.args ?: ''}
     """
 
     stub:

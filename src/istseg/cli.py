@@ -78,11 +78,18 @@ def preflight(
     schema: Annotated[Optional[Path], typer.Option(**Existing, help="nextflow_schema.json.")] = None,
     device: Device = "cpu",
     disk: Annotated[Optional[Path], typer.Option(help="Folder whose free space must hold the results.")] = None,
+    model: Annotated[Optional[Path], typer.Option(help="Base model of the run.")] = None,
+    nuclei_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
+    cyto_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
+    limits: Annotated[Optional[Path], typer.Option(help="Limits of the report's checks (qc_thresholds).")] = None,
 ) -> None:
-    """Check every sample before any work: all problems at once."""
+    """Check samples, parameters, weights and machine before any work: all problems at once."""
     from istseg.stages import preflight as stage
 
-    stage.run(samplesheet=samplesheet, out=out, raw=dict(_pair(r) for r in raw or []), params=params, schema=schema, device=device, disk=disk)
+    stage.run(
+        samplesheet=samplesheet, out=out, raw=dict(_pair(r) for r in raw or []), params=params, schema=schema, device=device, disk=disk,
+        model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
+    )  # fmt: skip
 
 
 @app.command()

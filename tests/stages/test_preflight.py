@@ -15,6 +15,7 @@ from istseg.artifacts.preflight import Preflight
 from istseg.artifacts.sample import Sample
 from istseg.errors import InputError
 from istseg.stages import convert, preflight
+from network_fixtures import BASE_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,3 +173,43 @@ def test_the_real_samples_pass_in_seconds(tmp_path: Path) -> None:
     assert round(lung.evidence["orientation"]["agreement"]["y"], 3) == 0.989
     assert lung.pixel_size_um == 0.18
     assert any("0.18 µm" in w for w in lung.warnings)
+
+
+def test_weights_are_opened_before_any_work(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m")
+    path = sheet(tmp_path, "a,merscope,m")
+    (tmp_path / "cut.safetensors").write_bytes(BASE_MODEL.read_bytes()[:100_000])
+    (tmp_path / "staged_nuclei").write_bytes(b"no weights")
+    values = {
+        "input": "sheet.csv", "teacher": "cellpose", "base_model": "s3://models/cut.safetensors", "nuclei_weights": "/models/nuclei",
+        "cyto_weights": "/models/cyto", "cyto_sha256": "ab" * 32, "qc_thresholds": "limits.yaml",
+    }  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(values))
+    (tmp_path / "staged_cyto").write_bytes(b"no weights either")
+    (tmp_path / "limits.yaml").write_text("no_such_check: {look: 1}\n")
+    with pytest.raises(InputError) as caught:
+        preflight.run(
+            samplesheet=path, out=tmp_path / "out", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json",
+            model=tmp_path / "cut.safetensors", nuclei_weights=tmp_path / "staged_nuclei", cyto_weights=tmp_path / "staged_cyto",
+            limits=tmp_path / "limits.yaml",
+        )  # fmt: skip
+    text = "\n".join(caught.value.problems)
+    assert "s3://models/cut.safetensors: is not a safetensors file" in text
+    assert "/models/nuclei: cannot be read as Cellpose weights" in text
+    assert "/models/cyto: has the sha256" in text
+    assert "--qc_thresholds: " in text and "no_such_check" in text
+    assert str(tmp_path) not in text, "people know the paths they wrote"
+    assert not (tmp_path / "out" / "preflight.json").exists()
+
+
+def test_a_model_of_another_resolution_is_refused(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m")
+    path = sheet(tmp_path, "a,merscope,m")
+    (tmp_path / "p.json").write_text('{"input": "sheet.csv", "working_um": 0.5, "base_model": "base.safetensors"}')
+    with pytest.raises(InputError, match="--base_model: .*working pixel is 0.5 µm"):
+        preflight.run(samplesheet=path, out=tmp_path, params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json", model=BASE_MODEL)
+    (tmp_path / "p.json").write_text('{"input": "sheet.csv", "base_model": "base.safetensors", "base_model_sha256": "' + "0" * 64 + '"}')
+    with pytest.raises(InputError, match="sha256 is"):
+        preflight.run(samplesheet=path, out=tmp_path, params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json", model=BASE_MODEL)
+    (tmp_path / "p.json").write_text('{"input": "sheet.csv", "base_model": "base.safetensors"}')
+    preflight.run(samplesheet=path, out=tmp_path, params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json", model=BASE_MODEL)

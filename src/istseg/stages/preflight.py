@@ -45,6 +45,10 @@ def run(
     schema: Path | None = None,
     device: str = "cpu",
     disk: Path | None = None,
+    model: Path | None = None,
+    nuclei_weights: Path | None = None,
+    cyto_weights: Path | None = None,
+    limits: Path | None = None,
 ) -> None:
     """Check everything and write `preflight.json`.
 
@@ -62,6 +66,10 @@ def run(
         `cpu` or `cuda`.
     disk
         Folder whose free space must hold the results.
+    model, nuclei_weights, cyto_weights
+        Where the base model and the weights of the teacher `cellpose` are staged; checked with the digests and the working resolution of `params`.
+    limits
+        Where the limits of the report's checks (`qc_thresholds`) are staged.
 
     Raises
     ------
@@ -74,6 +82,9 @@ def run(
     values = parameters.check_files(params, schema, problems) if params and schema else {}
     rows = read_rows(samplesheet, raw or {}, problems)
     gpu = _check_device(device, problems)
+    _check_model(model, values, problems)
+    _check_cellpose(nuclei_weights, cyto_weights, values, problems)
+    _check_limits(limits, values, problems)
     samples = []
     for row in track(rows, "Samples"):
         resolved = _check_sample(row, samplesheet, (raw or {}).get(row.sample), values, problems)
@@ -201,6 +212,55 @@ def _check_device(device: str, problems: list[str]) -> str | None:
         problems.append(f"--device {device}: PyTorch {torch.__version__} sees no GPU here. Ask for a machine with one, or run without --gpu.")
         return None
     return torch.cuda.get_device_name(device)
+
+
+def _check_model(path: Path | None, values: dict[str, Any], problems: list[str]) -> None:
+    """The base model can be read, has the digest asked for and was made for the working resolution."""
+    if path is None:
+        return
+    from istseg.network import weights
+
+    try:
+        _, card = weights.load(path, values.get("base_model_sha256"))
+        card.check_tile(float(values.get("working_um") or DEFAULT_WORKING_UM), "--working_um")
+    except InputError as error:
+        problems += [f"--base_model: {_as_written(text, path, values.get('base_model'))}" for text in error.problems]
+
+
+def _check_cellpose(nuclei: Path | None, cyto: Path | None, values: dict[str, Any], problems: list[str]) -> None:
+    """The teacher's weights can be read and have the digests asked for."""
+    if values.get("teacher") != "cellpose":
+        return
+    from istseg.teachers import cellpose
+
+    for role, path in (("nuclei", nuclei), ("cyto", cyto)):
+        if path is None:
+            continue  # said by the check of parameters
+        found: list[str] = []
+        cellpose.check_weights(path, values.get(f"{role}_sha256"), role, found)
+        if not found:
+            try:
+                cellpose.load_state(path)
+            except InputError as error:
+                found += error.problems
+        problems += [_as_written(text, path, values.get(f"{role}_weights")) for text in found]
+
+
+def _check_limits(path: Path | None, values: dict[str, Any], problems: list[str]) -> None:
+    """The limits of the report's checks can be read."""
+    if path is None:
+        return
+    from istseg.report import checks
+
+    try:
+        checks.limits(path)
+    except InputError as error:
+        problems += [f"--qc_thresholds: {_as_written(text, path, values.get('qc_thresholds'))}" for text in error.problems]
+
+
+def _as_written(text: str, staged: Path, written: str | None) -> str:
+    """Tasks see staged files; people know the path they wrote."""
+    return text.replace(str(staged), written) if written else text
 
 
 def estimate_disk(facts: Facts, working_um: float) -> int:

@@ -166,7 +166,22 @@ def check_weights(path: Path | None, digest: str | None, role: str, problems: li
 def load(path: Path, diameter: float, device: torch.device) -> Any:
     """`CellposeModel` with the weights of a file.
 
-    Cellpose itself ignores tensors that are missing or have other names, and would then run with random ones: names and shapes are compared first.
+    Raises
+    ------
+    InputError
+        If the file does not hold the weights of a Cellpose 3 network.
+
+    """
+    load_state(path)
+    # For every stack of windows cellpose warns of an option that is not used here.
+    logging.getLogger("cellpose").setLevel(logging.ERROR)
+    return _network(str(path), device, diameter)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weights file, whose names and shapes are those of a Cellpose 3 network.
+
+    Cellpose itself ignores tensors that are missing or have other names, and would then run with random ones.
 
     Raises
     ------
@@ -174,11 +189,6 @@ def load(path: Path, diameter: float, device: torch.device) -> Any:
         If the file does not hold the weights of a Cellpose 3 network.
 
     """
-    # Imported here: cellpose takes seconds to load, and its start is checked with the device.
-    from cellpose.models import CellposeModel
-
-    # For every stack of windows cellpose warns of an option that is not used here.
-    logging.getLogger("cellpose").setLevel(logging.ERROR)
     advice = "Give weights of Cellpose 3 (`nuclei`, `cyto3`, or fine-tuned from them); those of Cellpose 4 are of another network."
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -187,10 +197,17 @@ def load(path: Path, diameter: float, device: torch.device) -> Any:
         raise InputError(
             f"{path}: cannot be read as Cellpose weights ({type(error).__name__}); it may be cut off, or hold code, which is never run. {advice}"
         ) from None
-    expected = CellposeModel(pretrained_model=False, model_type=None, device=torch.device("cpu"), diam_mean=diameter).net.state_dict()
+    expected = _network(False, torch.device("cpu"), CYTO_DIAMETER).net.state_dict()
     wrong = [n for n, tensor in expected.items() if not n.startswith("diam_") and stored_shapes.get(n) != tuple(tensor.shape)]
     if wrong:
         raise InputError(
             f"{path}: {len(wrong)} of {len(expected)} tensors of a Cellpose 3 network are missing or have another shape, e.g. {wrong[0]}. {advice}"
         )
-    return CellposeModel(pretrained_model=str(path), device=device, diam_mean=diameter)
+    return stored
+
+
+def _network(weights: str | bool, device: torch.device, diameter: float) -> Any:
+    # Imported here: cellpose takes seconds to load, and its start is checked with the device.
+    from cellpose.models import CellposeModel
+
+    return CellposeModel(pretrained_model=weights, model_type=None, device=device, diam_mean=diameter)
