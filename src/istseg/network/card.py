@@ -126,7 +126,7 @@ class ModelCard:
                 f"{where}: the model was trained with the RNA image form {self.rna_form!r}, this version knows {sorted(FORMS)}; "
                 "update istseg or use another model."
             )
-        if self.backbone not in BACKBONES:
+        if not isinstance(self.backbone, str) or self.backbone not in BACKBONES:
             found.append(f"{where}: the model has the backbone {self.backbone!r}, this version knows {sorted(BACKBONES)}; update istseg or use another model.")
         found += self._gene_problems(where)
         if self.normalisation not in NORMALISATIONS:

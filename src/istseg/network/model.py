@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from istseg.network.channelnet import ChannelNet
 from istseg.network.gene_image import GeneImage
+from istseg.network.mamba import MambaUNet
 from istseg.network.rna_image import FORMS
+from istseg.network.swin import SwinUNet
 from istseg.network.unet import UNet
 
 FLOW_SCALE = 5.0
 """The network gives flows times this [paper: RNA2seg network and loss]."""
 
-BACKBONES: dict[str, Callable[[int], nn.Module]] = {"cnn": UNet}
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {"cnn": UNet, "swin": SwinUNet, "mamba": MambaUNet}
 """Backbone by name: channels of its input → module."""
 
 RNA_INPUTS = ("density", "coexpression", "learned")

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,8 @@ def fit(
     while state["epoch"] < recipe.epochs and not _patience_over(state, recipe):
         epoch = state["epoch"] + 1
         started = time.monotonic()
-        loss, rate = _epoch(model, optimiser, train, recipe, epoch, steps_per_epoch, rna_form, device)
+        with _seeded(recipe, epoch):
+            loss, rate = _epoch(model, optimiser, train, recipe, epoch, steps_per_epoch, rna_form, device)
         if not recipe.freeze_norm:
             _measure_statistics(model, train, recipe, epoch, rna_form, device)
         figures = validate(model, validation, rna_form, device)
@@ -194,7 +195,10 @@ def _epoch(
     model: nn.Module, optimiser: torch.optim.Optimizer, store: PatchStore, recipe: Recipe, epoch: int, steps_per_epoch: int, rna_form: str | None, device: str
 ) -> tuple[float, float]:
     """One pass → (mean loss over the pixels that taught, last rate)."""
-    model.train(not recipe.freeze_norm)
+    model.train()
+    if recipe.freeze_norm:
+        for layer in _batch_norms(model):
+            layer.eval()
     total = pixels = rate = 0.0
     for i, batch in enumerate(_prepared(store, _batches(store, recipe, epoch), recipe, epoch, rna_form, device)):
         rate = rate_at((epoch - 1) * steps_per_epoch + i, recipe.epochs * steps_per_epoch, recipe.learning_rate)
@@ -211,8 +215,9 @@ def _epoch(
 def _step(model: nn.Module, batch: Batch, recipe: Recipe, device: str) -> LossSums:
     """Gradients of the mean loss over the pixels of the whole batch that teach."""
     n = len(batch[0])
-    # Statistics of a batch need the batch in one piece; frozen ones do not.
-    piece = CPU_PIECE if recipe.freeze_norm and torch.device(device).type == "cpu" else n
+    # Statistics of a batch need the batch in one piece; frozen ones do not, nor do backbones without any.
+    in_one = _batch_norms(model) and not recipe.freeze_norm
+    piece = n if in_one or torch.device(device).type != "cpu" else CPU_PIECE
     pixels = batch[4].sum().float()
     parts = []
     for start in range(0, n, piece):
@@ -267,7 +272,9 @@ def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: R
 @torch.no_grad()
 def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> None:
     """Mean statistics of some batches under the present weights [precise batch normalisation, Wu and Johnson 2021]."""
-    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    layers = _batch_norms(model)
+    if not layers:
+        return
     momenta = [m.momentum for m in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -278,6 +285,19 @@ def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epo
             model(stains, rna)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """None in the backbones on tokens, which normalise every token on its own."""
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@contextmanager
+def _seeded(recipe: Recipe, epoch: int) -> Iterator[None]:
+    """What the network itself draws in training (stochastic depth) depends on seed and epoch only; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0]))
+        yield
 
 
 def _patience_over(state: dict[str, Any], recipe: Recipe) -> bool:

@@ -28,7 +28,7 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
     Parameters
     ----------
     path
-        `.safetensors` written by `save`, or `.pt` / `.pth` state dict of the package rna2seg, which gets the card `published_card`.
+        `.safetensors` written by `save`, or `.pt` / `.pth` state dict of the package rna2seg (backbone `cnn`), which gets the card `published_card`.
     sha256
         Digest that the file must have.
 
@@ -58,7 +58,7 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
             f"{path}: weights must be a .safetensors file of istseg or a .pt file of the package rna2seg, not {path.suffix or 'a file without suffix'}."
         )
     model = Rna2Seg(card.backbone, card.rna_input, len(card.genes), card.rna_form)
-    _check(tensors, model.state_dict(), path)
+    _check(tensors, model.state_dict(), path, card.backbone)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
     return model.eval(), replace(card, sha256=digest)
 
@@ -154,12 +154,17 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     return stored
 
 
-def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, backbone: str) -> None:
     problems = []
     if missing := [k for k in wanted if k not in found]:
-        problems.append(f"{path}: lacks {len(missing)} of the {len(wanted)} tensors of the network: {_list(missing)}; partial weights are not used.")
+        problems.append(
+            f"{path}: lacks {len(missing)} of the {len(wanted)} tensors of the network with the backbone {backbone}: {_list(missing)}; "
+            "partial weights are not used."
+        )
     if unknown := [k for k in found if k not in wanted]:
-        problems.append(f"{path}: has {len(unknown)} tensors that the network does not know: {_list(unknown)}; is it another architecture?")
+        problems.append(
+            f"{path}: has {len(unknown)} tensors that the network with the backbone {backbone} does not know: {_list(unknown)}; is it another architecture?"
+        )
     shapes = [f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
     if shapes:
         problems.append(f"{path}: has {len(shapes)} tensors of a wrong shape: {_list(shapes)}.")
