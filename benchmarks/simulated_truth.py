@@ -110,6 +110,7 @@ def fine_tune(folder: Path, options: argparse.Namespace) -> dict:
         name="finetuned",
         base=str(BASE),
         base_sha256=None,
+        backbone=None,
         rna_input=None,
         epochs=options.epochs,
         learning_rate=options.learning_rate,

@@ -40,6 +40,14 @@ class TeacherName(str, enum.Enum):
     vendor = "vendor"
 
 
+class Backbone(str, enum.Enum):
+    """Backbones of `istseg.network.model`."""
+
+    cnn = "cnn"
+    swin = "swin"
+    mamba = "mamba"
+
+
 class RnaInput(str, enum.Enum):
     """RNA inputs of `istseg.network.model`."""
 
@@ -204,6 +212,7 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the model.")] = "finetuned",
     base: Annotated[str, typer.Option(help="Base weights (.safetensors, or .pt of the published package), or `scratch`.")] = "scratch",
     base_sha256: Annotated[Optional[str], typer.Option()] = None,
+    backbone: Annotated[Optional[Backbone], typer.Option(help="With `--base scratch`; a base keeps its own. Default: cnn.")] = None,
     rna_input: Annotated[Optional[RnaInput], typer.Option(help="With `--base scratch`; a base keeps its own. Default: density.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
@@ -220,10 +229,10 @@ def train(
     from istseg.stages import train as stage
 
     stage.run(
-        patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, epochs=epochs, learning_rate=learning_rate,
-        batch_size=batch_size, membrane_dropout=membrane_dropout, validation_fraction=validation_fraction,
-        holdout_fraction=holdout_fraction, max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
-        rna_input=rna_input.value if rna_input else None,
+        patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, backbone=backbone.value if backbone else None,
+        rna_input=rna_input.value if rna_input else None, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+        membrane_dropout=membrane_dropout, validation_fraction=validation_fraction, holdout_fraction=holdout_fraction,
+        max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from network_fixtures import BASE_MODEL, cut, paint
 from training_fixtures import GENES, write_patches
 
 SETTINGS = dict(
-    name="tuned", base=str(BASE_MODEL), base_sha256=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25, validation_fraction=0.1,
-    rna_input=None, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
+    name="tuned", base=str(BASE_MODEL), base_sha256=None, backbone=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25,
+    validation_fraction=0.1, rna_input=None, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
 )  # fmt: skip
 
 
@@ -152,6 +152,43 @@ def test_patches_without_a_gene_map_train_the_density_only(tmp_path):
         run(tmp_path / "patches", tmp_path / "out", base="scratch", rna_input="coexpression")
     assert str(old[0]) in str(error.value) and not (tmp_path / "out").exists()
     run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
+
+
+@pytest.mark.parametrize("backbone", ["swin", "mamba"])
+def test_another_backbone_from_scratch_segments(backbone, tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    written = run(tmp_path / "patches", tmp_path / "out", base="scratch", backbone=backbone, epochs=1, batch_size=2, crop_wpx=64)
+    assert written["decision"]["accepted"] and written["model_card"]["backbone"] == backbone
+    tiles = cut(paint(90, 100), tmp_path / "tiles", 9, window=96, overlap=32)
+    segment.run(
+        tiles=tiles, out=tmp_path / "cells", model=tmp_path / "out" / "model.safetensors", model_sha256=written["model_card"]["sha256"],
+        logit_threshold=-9.0, min_flow=0.0, flow_error=0.0, min_cell_area_um2=0.0, flow_steps=60, batch_size=2, device="cpu",
+    )  # fmt: skip
+    found = TileLabels.read(tmp_path / "cells" / tiles[0].name)
+    assert found.layers["cells"].shape == (90, 100) and len(found.objects) > 0
+
+
+def test_a_base_keeps_its_backbone(tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    with pytest.raises(InputError, match="its backbone is cnn, not swin as asked.*leave --backbone out"):
+        run(tmp_path / "patches", tmp_path / "out", backbone="swin")
+    assert not (tmp_path / "out").exists()
+    written = run(tmp_path / "patches", tmp_path / "out", backbone="cnn", epochs=1, crop_wpx=64)
+    assert written["model_card"]["backbone"] == "cnn"
+
+
+def test_a_checkpoint_of_another_backbone_is_not_used(tmp_path, monkeypatch, caplog):
+    write_patches(tmp_path / "patches", 2)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train.weights, "save", die)
+        run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
+    written = run(tmp_path / "patches", tmp_path / "out", base="scratch", backbone="swin", epochs=1, crop_wpx=64)
+    assert "another training" in caplog.text and written["model_card"]["backbone"] == "swin"
 
 
 def test_a_cohort_of_two_samples(tmp_path):

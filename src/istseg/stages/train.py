@@ -36,6 +36,7 @@ def run(
     name: str,
     base: str,
     base_sha256: str | None,
+    backbone: str | None,
     rna_input: str | None,
     epochs: int,
     learning_rate: float,
@@ -61,6 +62,8 @@ def run(
         Name of the model.
     base, base_sha256
         Base weights, or `scratch`, and the digest that the file must have.
+    backbone
+        Key of `network.model.BACKBONES`, to train from scratch; None: `cnn`. A base keeps its own.
     rna_input
         One of `network.model.RNA_INPUTS`, to train from scratch; None: `density`. A base keeps its own.
     epochs, learning_rate, batch_size, membrane_dropout, seed
@@ -82,7 +85,7 @@ def run(
         If the device is not there.
     """
     place = open_device(device)
-    model, card, found = _inputs(patches, base, base_sha256, rna_input, seed)
+    model, card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
     refs = thin(found, max_patches)
     out = Path(out)
     work = tempfile.TemporaryDirectory(prefix=".targets-")
@@ -102,7 +105,7 @@ def run(
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
     before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
     checkpoint = out / "checkpoint.pt"
-    fingerprint = repr((data, card.sha256, card.rna_input, validation_fraction, holdout_fraction))
+    fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
     with work:
         fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
     # What is judged is what is stored: weights rounded to half precision.
@@ -138,7 +141,9 @@ def run(
     checkpoint.unlink(missing_ok=True)
 
 
-def _inputs(patches: list[Path], base: str, base_sha256: str | None, rna_input: str | None, seed: int) -> tuple[Rna2Seg, ModelCard, list[PatchRef]]:
+def _inputs(
+    patches: list[Path], base: str, base_sha256: str | None, backbone: str | None, rna_input: str | None, seed: int
+) -> tuple[Rna2Seg, ModelCard, list[PatchRef]]:
     """Model, card and patches; all problems at once."""
     problems: list[str] = []
     refs: list[PatchRef] = []
@@ -148,16 +153,16 @@ def _inputs(patches: list[Path], base: str, base_sha256: str | None, rna_input: 
     except InputError as error:
         problems += error.problems
     try:
-        loaded = _scratch(refs, rna_input or "density", seed) if base == SCRATCH else weights.load(base, base_sha256)
+        loaded = _scratch(refs, backbone or "cnn", rna_input or "density", seed) if base == SCRATCH else weights.load(base, base_sha256)
     except InputError as error:
         problems += error.problems
     if loaded is not None:
         card = replace(loaded[1], working_um=refs[0].working_um) if base == SCRATCH and refs else loaded[1]
         loaded = loaded[0], card
-        if base != SCRATCH and rna_input not in (None, card.rna_input):
-            problems.append(
-                f"{base}: its RNA input is {card.rna_input}, not {rna_input} as asked; a base keeps its own: leave --rna-input out or use --base {SCRATCH}."
-            )
+        for what, asked, own in (("backbone", backbone, card.backbone), ("RNA input", rna_input, card.rna_input)):
+            if base != SCRATCH and asked not in (None, own):
+                option = "--" + what.lower().replace(" ", "-")
+                problems.append(f"{base}: its {what} is {own}, not {asked} as asked; a base keeps its own: leave {option} out or use --base {SCRATCH}.")
         problems += _panel_problems(card, refs, base)
         for ref in refs:
             try:
@@ -169,10 +174,10 @@ def _inputs(patches: list[Path], base: str, base_sha256: str | None, rna_input: 
     return *loaded, refs
 
 
-def _scratch(refs: list[PatchRef], rna_input: str, seed: int) -> tuple[Rna2Seg, ModelCard]:
+def _scratch(refs: list[PatchRef], backbone: str, rna_input: str, seed: int) -> tuple[Rna2Seg, ModelCard]:
     """Untrained model; with gene colours for all genes that the patches show, by name."""
     genes = sorted(set().union(*(ref.genes or () for ref in refs))) if rna_input != "density" else []
-    return weights.new(seed, rna_input=rna_input, genes=genes)
+    return weights.new(seed, backbone, rna_input, genes)
 
 
 def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[str]:
