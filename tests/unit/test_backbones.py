@@ -71,6 +71,14 @@ def test_small_windows(named, side):
     assert predict(named[1], *images(side, side + 8, batch=2)).shape == (2, 3, side, side + 8)
 
 
+def test_gene_colours_go_with_every_backbone(named):
+    model, _ = weights.new(3, named[0], "learned", ["A", "B"])
+    genes = torch.zeros(1, 1, 32, 40)
+    none = predict(model, images(32, 40)[0], genes)
+    genes[0, 0, 16, 20] = 2
+    assert none.shape == (1, 3, 32, 40) and not torch.equal(predict(model, images(32, 40)[0], genes), none)
+
+
 def test_two_forwards_are_equal_and_the_order_of_membranes_does_not_matter(named):
     stains, rna = images(72, 96, 4)
     first = predict(named[1], stains, rna)
