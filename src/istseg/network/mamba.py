@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from istseg.network.scan import selective_scan
-from istseg.network.tokens import WIDTHS, PatchExpanding, StochasticDepth, TokenUNet, depth_rates
+from istseg.network.tokens import PATCH, WIDTHS, PatchExpanding, StochasticDepth, TokenUNet, depth_rates
 
 DEPTHS = (2, 2, 9, 2)
 DECODER_DEPTHS = (2, 9, 2, 2)
@@ -111,6 +111,6 @@ class MambaUNet(TokenUNet):
             fuse=[Add() for _ in up[1:]],
             decoder=up[1:],
             top=nn.Identity(),
-            final=PatchExpanding(WIDTHS[0], WIDTHS[0] // 4, 4),
-            head=nn.Conv2d(WIDTHS[0] // 4, out, 1),
+            final=PatchExpanding(WIDTHS[0], WIDTHS[0] // PATCH, PATCH),
+            head=nn.Conv2d(WIDTHS[0] // PATCH, out, 1),
         )

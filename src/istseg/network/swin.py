@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from istseg.network.tokens import WIDTHS, PatchExpanding, StochasticDepth, TokenUNet, depth_rates
+from istseg.network.tokens import PATCH, WIDTHS, PatchExpanding, StochasticDepth, TokenUNet, depth_rates
 
 DEPTHS = (2, 2, 6, 2)
 HEADS = (3, 6, 12, 24)
@@ -158,14 +158,17 @@ class SwinUNet(TokenUNet):
 
     def __init__(self, c_in: int = 4, out: int = 3):
         rates = depth_rates(DEPTHS, DEPTH_RATE)
-        *upper, lowest = (lambda i=i: SwinStage(WIDTHS[i], HEADS[i], rates[i]) for i in range(len(DEPTHS)))
+
+        def stage(level: int) -> SwinStage:
+            return SwinStage(WIDTHS[level], HEADS[level], rates[level])
+
         super().__init__(
             c_in,
-            encoder=[stage() for stage in upper],
-            middle=nn.Sequential(lowest(), nn.LayerNorm(WIDTHS[-1])),
+            encoder=[stage(level) for level in (0, 1, 2)],
+            middle=nn.Sequential(stage(3), nn.LayerNorm(WIDTHS[-1])),
             fuse=[Concatenate(width) for width in reversed(WIDTHS[:-1])],
-            decoder=[stage() for stage in reversed(upper)],
+            decoder=[stage(level) for level in (2, 1, 0)],
             top=nn.LayerNorm(WIDTHS[0]),
-            final=PatchExpanding(WIDTHS[0], WIDTHS[0], 4),
+            final=PatchExpanding(WIDTHS[0], WIDTHS[0], PATCH),
             head=nn.Conv2d(WIDTHS[0], out, 1, bias=False),
         )

@@ -93,7 +93,7 @@ class TokenUNet(nn.Module):
     final
         Last expansion, to single pixels.
     head
-        Maps its channels to `out`.
+        Maps its channels to those of the output.
     """
 
     def __init__(
