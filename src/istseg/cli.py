@@ -214,7 +214,10 @@ def train(
     base_sha256: Annotated[Optional[str], typer.Option()] = None,
     backbone: Annotated[Optional[Backbone], typer.Option(help="With `--base scratch`; a base keeps its own. Default: cnn.")] = None,
     rna_input: Annotated[Optional[RnaInput], typer.Option(help="With `--base scratch`; a base keeps its own. Default: density.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Default: 20 from a base, 30 from scratch.")] = None,
+    patience: Annotated[
+        Optional[int], typer.Option(min=0, help="Stop after so many epochs without a better validation; 0: never. Default: 5 from a base, 0 from scratch.")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     membrane_dropout: Annotated[float, typer.Option(min=0, max=1)] = 0.25,
@@ -230,7 +233,7 @@ def train(
 
     stage.run(
         patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, backbone=backbone.value if backbone else None,
-        rna_input=rna_input.value if rna_input else None, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+        rna_input=rna_input.value if rna_input else None, epochs=epochs, patience=patience, learning_rate=learning_rate, batch_size=batch_size,
         membrane_dropout=membrane_dropout, validation_fraction=validation_fraction, holdout_fraction=holdout_fraction,
         max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
     )  # fmt: skip
@@ -393,6 +396,7 @@ def simulate(
     degraded_contour: Annotated[float, typer.Option(min=0, max=1, help="Share of the contour that is removed.")] = 0.5,
     transcripts_per_um2: Annotated[float, typer.Option(min=0)] = 1.0,
     empty_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the area without tissue.")] = 0.1,
+    autofluorescence: Annotated[float, typer.Option(min=0, help="Granules that shine in every stain, relative to a strong stain.")] = 0.0,
     generation: Annotated[str, typer.Option(help="CosMx: `A`, `B` or `C`; MERSCOPE: `hdf5` or `parquet` vendor cells. Default: A, parquet.")] = "",
     seed: Seed = 0,
 ) -> None:
@@ -402,6 +406,7 @@ def simulate(
     stage.run(
         out=out, platform=platform.value, width_um=width_um, height_um=height_um, planes=planes, stains=stains, degraded_fraction=degraded_fraction,
         degraded_contour=degraded_contour, transcripts_per_um2=transcripts_per_um2, empty_fraction=empty_fraction, generation=generation, seed=seed,
+        autofluorescence=autofluorescence,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import yaml
 from conftest import ROOT
 from istseg import __version__
 from istseg.cli import app
+from istseg.network.training import EPOCHS, PATIENCE
 
 pytestmark = pytest.mark.pipeline
 
@@ -37,6 +38,8 @@ NOT_OPTIONS |= {
     "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
 }  # fmt: skip
+FINE_TUNING = {"epochs": {None: EPOCHS["fine-tuning"]}, "patience": {None: PATIENCE["fine-tuning"]}}
+"""Options whose default depends on the base; the pipeline's is that of fine-tuning."""
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
 )
@@ -95,7 +98,8 @@ def test_parameters_and_options_of_the_commands_agree():
         found = [commands[where[0]][where[1]]] if where else named
         assert found, f"{name}: no command has such an option"
         for option in found:
-            assert option.default == rule.get("default"), f"{name}: the command's default is {option.default}"
+            default = FINE_TUNING[name][option.default] if name in FINE_TUNING else option.default
+            assert default == rule.get("default"), f"{name}: the command's default is {option.default}"
             assert option.low is None or rule["minimum"] >= option.low, name
             assert option.high is None or rule["maximum"] <= option.high, name
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,8 @@ from network_fixtures import BASE_MODEL, cut, paint
 from training_fixtures import GENES, write_patches
 
 SETTINGS = dict(
-    name="tuned", base=str(BASE_MODEL), base_sha256=None, backbone=None, epochs=3, learning_rate=5e-4, batch_size=4, membrane_dropout=0.25,
-    validation_fraction=0.1, rna_input=None, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
+    name="tuned", base=str(BASE_MODEL), base_sha256=None, backbone=None, rna_input=None, epochs=3, patience=None, learning_rate=5e-4, batch_size=4,
+    membrane_dropout=0.25, validation_fraction=0.1, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
 )  # fmt: skip
 
 
@@ -61,6 +64,28 @@ def test_the_same_input_gives_the_same_bytes(good, tmp_path):
     folder, _ = good
     run(folder / "patches", tmp_path / "again")
     assert sha256(tmp_path / "again" / "model.safetensors") == sha256(folder / "out" / "model.safetensors")
+
+
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
+    """SIGKILL, as a scheduler sends it: nothing can be tidied up."""
+    write_patches(tmp_path / "patches", 2)
+    command = [str(Path(sys.executable).with_name("istseg")), "train", "--patches", str(tmp_path / "patches"), "--base", str(BASE_MODEL)]
+    command += ["--epochs", "3", "--patience", "0", "--crop-wpx", "64", "--batch-size", "2"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run([*command, "--out", str(undisturbed)], check=True, capture_output=True)
+    first = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint.pt").exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL and not (killed / "decision.json").exists() and (killed / "checkpoint.pt").exists()
+    again = subprocess.run([*command, "--out", str(killed)], check=True, capture_output=True, text=True)
+    assert "going on after epoch" in again.stderr
+    assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in undisturbed.iterdir())
+    for name in ("model_card.json", "decision.json"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    weights_of = [next(folder / n for n in ("refused.safetensors", "model.safetensors") if (folder / n).exists()) for folder in (undisturbed, killed)]
+    assert sha256(weights_of[0]) == sha256(weights_of[1]) != sha256(BASE_MODEL)
 
 
 def shifted(tissue):

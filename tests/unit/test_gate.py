@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.patches import Patch
 from istseg.network.gate import MIN_CELLS, Tally, decide, judge
-from training_fixtures import patch_of, tissue
+from training_fixtures import STRIDE, patch_of, tissue
 
 SIZE = 96
 
@@ -152,3 +153,115 @@ def test_labels_noisier_than_the_base_decide_nothing():
     assert not accepted and "noisier than the base" in reason
     assert decide(base | {"shared_cells_found": 0.4}, base | {"ap50": 0.95})[0], "labels that agree with each other can show it"
     assert decide(base | {"shared_cells": 3}, base | {"ap50": 0.95})[0], "three cells say nothing about the labels"
+
+
+def grow(labels, by):
+    """Labels `by` pixels wider (narrower when negative), no label over another."""
+    distance, (iy, ix) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    if by > 0:
+        return np.where(distance <= by, labels[iy, ix], 0)
+    return np.where(ndimage.distance_transform_edt(labels > 0) > -by, labels, 0)
+
+
+def nucleus_sized(t):
+    return grow(t.nuclei, 2)
+
+
+def too_narrow(t):
+    return np.maximum(grow(t.cells, -4), grow(t.nuclei, 1) * (t.cells > 0))
+
+
+def too_wide(t):
+    return grow(t.cells, 6)
+
+
+def shifted(t):
+    """By 2 µm."""
+    return np.roll(t.cells, 8, 1)
+
+
+def in_pairs(t):
+    """Neighbours in a row of the grid share a label and the gap between them."""
+    labels = np.where(t.cells > 0, (t.cells + 1) // 2, 0)
+    closed = ndimage.grey_closing(labels, (1, 15))
+    return np.where(ndimage.grey_erosion(np.where(labels, labels, 99999), (1, 15)) >= closed, closed, labels)
+
+
+def cut(t):
+    """A line beside the nucleus cuts every cell."""
+    labels = t.cells.copy()
+    for i, box in enumerate(ndimage.find_objects(t.nuclei), 1):
+        if box is not None:
+            below = labels[box[0].stop :]
+            below[below == i] = 5000 + i
+    return labels
+
+
+def held_against(labels, base, tuned):
+    """Figures of two predictions on patches whose curated cells are `labels`, with one membrane stain."""
+    t = tissue(4 * STRIDE, 4 * STRIDE)
+    tallies = Tally(), Tally()
+    for gy in range(4):
+        for gx in range(4):
+            patch = patch_of(t, gy, gx, cells=labels(t))
+            for tally, predicted in zip(tallies, (base(t), tuned(t)), strict=True):
+                judge(patch, patch_of(t, gy, gx, cells=predicted, drop=0).labels[0], tally)
+    return [tally.figures() for tally in tallies]
+
+
+def truth(t):
+    return t.cells
+
+
+def fair(t):
+    """As a usable base: some cells missed, outlines a little wide."""
+    return np.where(t.cells % 8 == 0, 0, grow(t.cells, 1))
+
+
+def bloated(t):
+    """As a base that takes a dim surrounding for cells: background inside, cells touch."""
+    return grow(t.cells, 5)
+
+
+@pytest.mark.parametrize("poison", [nucleus_sized, too_narrow, too_wide, shifted, in_pairs, cut])
+def test_a_model_that_has_learnt_consistently_wrong_labels_is_refused(poison):
+    """It agrees with the held-out labels perfectly: only nuclei and transcripts can tell."""
+    base, tuned = held_against(poison, fair, poison)
+    assert tuned["ap50"] > 0.9 > base["ap50"] or tuned["boundary_iou"] > base["boundary_iou"] + 0.3
+    accepted, reason = decide(base, tuned)
+    assert not accepted and "made worse" in reason, reason
+
+
+@pytest.mark.parametrize("base", [fair, bloated, nucleus_sized, in_pairs, shifted])
+def test_a_model_that_has_learnt_the_truth_is_accepted(base):
+    accepted, reason = decide(*held_against(truth, base, truth))
+    assert accepted, reason
+
+
+def test_guards_by_hand():
+    nuclei = image((1, 22, 22, 28, 28), (2, 42, 22, 48, 28), (3, 62, 22, 68, 28), (4, 62, 32, 68, 38))
+    counts = np.zeros((SIZE, SIZE), np.uint16)
+    counts[image((1, 20, 20, 30, 30), (2, 40, 20, 50, 30), (3, 60, 20, 70, 40)) > 0] = 1
+    cells = image((1, 20, 20, 30, 30), (3, 60, 20, 70, 40), (4, 20, 60, 30, 70))
+    figures = judged(patch([], [], counts, nuclei), cells).figures()
+    assert figures["nuclei_in_own_cell"] == 0.25, "one of four is alone in a cell, two share one"
+    assert figures["transcripts_in_cells"] == 0.75
+    assert figures["cells_without_nucleus"] == pytest.approx(1 / 3)
+    assert figures["density_in_cells"] == 0.75, "cell 4 is empty; nuclei hold one per pixel"
+
+
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        ({"nuclei_in_own_cell": 0.86}, False),
+        ({"nuclei_in_own_cell": 0.88}, True),
+        ({"transcripts_in_cells": 0.74}, False),
+        ({"density_in_cells": 0.84}, False),
+        ({"cells_without_nucleus": 0.21}, False),
+        ({"nuclei_in_own_cell": 0.99, "transcripts_in_cells": 0.95, "density_in_cells": 1.5, "cells_without_nucleus": 0.0}, True),
+    ],
+)
+def test_guards_refuse_and_never_speak_for_a_model(change, accepted):
+    guards = {"nuclei_in_own_cell": 0.9, "transcripts_in_cells": 0.8, "density_in_cells": 1.0, "cells_without_nucleus": 0.1}
+    assert decide(BASE | guards, BASE | guards | change | {"ap50": 0.75})[0] is accepted
+    assert not decide(BASE | guards, BASE | guards | change)[0]

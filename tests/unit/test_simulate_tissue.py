@@ -8,7 +8,7 @@ from istseg.simulate import seeds as seeding
 from istseg.simulate.panel import GENES, TYPES, profiles
 from istseg.simulate.randomness import Field, generator
 from istseg.simulate.recipe import Recipe
-from istseg.simulate.seeds import Layout, Seeds, block_box, block_of, blocks_of, name_of, number_of
+from istseg.simulate.seeds import PIXEL_UM, Layout, Seeds, block_box, block_of, blocks_of, name_of, number_of
 from istseg.simulate.tissue import Tissue
 
 
@@ -70,6 +70,17 @@ def test_every_ring_stain_loses_its_own_arc(made):
     first, second = (lost[i] > 0.25 * np.percentile(intact.optics.light(box)[0, i], 99) for i in (1, 2))
     assert first.sum() > 500 and second.sum() > 300
     assert (first & second).sum() < 0.6 * min(first.sum(), second.sum())
+
+
+def test_autofluorescence_shines_in_every_stain_and_only_in_tissue():
+    dark, bright = recipe(empty_fraction=0.5), recipe(empty_fraction=0.5, autofluorescence=2.0)
+    box = (50, 50, 650, 650)
+    dapi, first, second = (bright.optics.light(box) - dark.optics.light(box))[0]
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.99 and np.corrcoef(first.ravel(), dapi.ravel())[0, 1] > 0.95
+    ys, xs = ((np.arange(a, b) + 0.5) * PIXEL_UM for a, b in ((50, 650), (50, 650)))
+    empty = bright.tissue.layout.empty_grid(ys, xs)
+    assert empty.any() and first[~empty].mean() > 1.5 and first[~empty].mean() > 4 * first[empty].mean()
+    assert dapi.max() < 0.2 * first.max()
 
 
 def test_batches_give_the_same_as_one_candidate_after_the_other():

@@ -7,9 +7,14 @@ A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei 
 Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
 
 Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from
-truth by its own labels. Two things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells.
+truth by its own labels. Three things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells.
+`GUARDS` do so too, and can only refuse: cells that are too narrow leave transcripts outside, cells that are too wide hold few for
+their area, cells that are cut
+leave parts without nucleus, cells that are merged or displaced do not have a nucleus of their own.
 Where the teacher labelled by several stains, its label images are held against each other on the cells that they share: labels that agree with each other
 less than the base agrees with them are noisier than the base, and cannot show that another model is better.
+
+What no rule here can see: outlines that are wrong between touching cells, where neither nuclei nor transcripts tell them apart.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from istseg.network.inference import Predictor
 from istseg.network.model import Rna2Seg
 from istseg.network.rna_image import rna_channel
 from istseg.progress import track
-from istseg.qc.matching import boundary_iou, match_labels, precision
+from istseg.qc.matching import boundary_ious, match_labels, precision
 
 IOU = 0.5
 MIN_AREA_UM2 = 12.8
@@ -44,6 +49,15 @@ MIN_CELLS = 10
 
 SHARED_IOU = 0.1
 """Curated cells of two stains that overlap by more than this mean one cell."""
+
+GUARDS = {
+    "nuclei_in_own_cell": (1, 0.03),
+    "transcripts_in_cells": (1, 0.05),
+    "density_in_cells": (1, 0.15),
+    "cells_without_nucleus": (-1, 0.10),
+}
+"""Figure → (1: more is better, −1: less is; how much worse than the base's it may be). Wider than `MARGIN`, because a right correction moves them too: cells
+that had swallowed background give up some transcripts, cells that the base had missed hold fewer of them, and cells without nucleus in the plane are real."""
 
 HIGHER_IS_BETTER = ("ap50", "boundary_iou")
 LOWER_IS_BETTER = ("spurious_rate", "inconsistent_rate")
@@ -64,6 +78,13 @@ class Tally:
     shared_by_model: int = 0
     shared_by_teacher: int = 0
     inconsistent: int | None = 0
+    nuclei: int = 0
+    nuclei_in_own_cell: int = 0
+    transcripts: int = 0
+    transcripts_in_cells: int = 0
+    cell_pixels: int = 0
+    transcripts_in_nuclei: int = 0
+    nucleus_pixels: int = 0
     without_nucleus: list[int] = field(default_factory=list)
     reference: list[int] = field(default_factory=list)
 
@@ -78,6 +99,10 @@ class Tally:
             "boundary_iou": float(np.mean(self.boundary)) if self.boundary else None,
             "spurious_rate": None if spurious is None or not self.predicted else spurious / self.predicted,
             "inconsistent_rate": None if self.inconsistent is None or not self.predicted else self.inconsistent / self.predicted,
+            "nuclei_in_own_cell": self.nuclei_in_own_cell / self.nuclei if self.nuclei else None,
+            "transcripts_in_cells": self.transcripts_in_cells / self.transcripts if self.transcripts else None,
+            "density_in_cells": self._density_in_cells(),
+            "cells_without_nucleus": None if self.inconsistent is None or not self.predicted else len(self.without_nucleus) / self.predicted,
             "shared_cells_found": self.shared_by_model / self.shared if self.shared else None,
             "shared_cells_found_by_teacher": self.shared_by_teacher / self.shared if self.shared else None,
             "shared_cells": self.shared,
@@ -89,6 +114,12 @@ class Tally:
             "predicted_cells_not_judged": self.ignored,
             "spurious_below_transcripts": threshold,
         }
+
+    def _density_in_cells(self) -> float | None:
+        """Transcripts per area of the cells, relative to that of the nuclei."""
+        if not self.cell_pixels or not self.transcripts_in_nuclei:
+            return None
+        return (self.transcripts_in_cells / self.cell_pixels) / (self.transcripts_in_nuclei / self.nucleus_pixels)
 
 
 def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], device: torch.device, what: str = "gate") -> dict[str, Any]:
@@ -156,7 +187,7 @@ def _against_curated(cells: np.ndarray, counted: np.ndarray, judged: np.ndarray,
     tally.tp += int((partner[wanted] >= 0).sum())
     tally.fn += int((partner[wanted] < 0).sum())
     tally.best += overlap.best_iou()[wanted].tolist()
-    tally.boundary += _boundaries(cells, predicted, overlap, np.flatnonzero(wanted))
+    tally.boundary += boundary_ious(cells, predicted, overlap, np.flatnonzero(wanted))
     area = np.bincount(predicted.ravel())
     inside = np.bincount(predicted.ravel(), weights=judged.ravel())
     unmatched = np.setdiff1d(mine, overlap.predicted_ids[partner[partner >= 0]])
@@ -174,26 +205,12 @@ def _against_other_stain(cells: np.ndarray, counted: np.ndarray, other: np.ndarr
     tally.shared_by_model += int((model.best_iou()[shared] >= IOU).sum())
 
 
-def _boundaries(cells: np.ndarray, predicted: np.ndarray, overlap: Any, wanted: np.ndarray) -> list[float]:
-    """Boundary IoU of each wanted cell with the predicted cell that overlaps it best; 0 without any."""
-    from scipy.ndimage import find_objects
-
-    best: dict[int, tuple[float, int]] = {}
-    for i, j, iou in zip(overlap.truth.tolist(), overlap.predicted.tolist(), overlap.iou.tolist(), strict=True):
-        best[i] = max(best.get(i, (0.0, -1)), (iou, j))
-    cell_boxes, predicted_boxes = find_objects(cells), find_objects(predicted)
-    result = []
-    for i in wanted.tolist():
-        if i not in best:
-            result.append(0.0)
-            continue
-        a, b = int(overlap.truth_ids[i]), int(overlap.predicted_ids[best[i][1]])
-        box = tuple(slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(cell_boxes[a - 1], predicted_boxes[b - 1], strict=True))
-        result.append(boundary_iou(cells[box] == a, predicted[box] == b))
-    return result
-
-
 def _against_nuclei_and_transcripts(patch: Patch, predicted: np.ndarray, mine: np.ndarray, tally: Tally) -> None:
+    margin = patch.overlap // 2
+    core = np.s_[margin : patch.counts.shape[0] - margin, margin : patch.counts.shape[1] - margin]
+    tally.transcripts += int(patch.counts[core].sum())
+    tally.transcripts_in_cells += int(patch.counts[core][predicted[core] > 0].sum())
+    tally.cell_pixels += int((predicted[core] > 0).sum())
     transcripts = np.bincount(predicted.ravel(), weights=patch.counts.ravel(), minlength=1)
     if patch.nuclei is None:
         tally.inconsistent = None
@@ -205,6 +222,12 @@ def _against_nuclei_and_transcripts(patch: Patch, predicted: np.ndarray, mine: n
     overlaps, nucleus_ids, cell_ids = from_label_images(patch.nuclei, predicted)
     contained = np.bincount(overlaps.cell[overlaps.fraction >= CONTAIN], minlength=len(cell_ids))
     intersected = np.bincount(overlaps.cell[overlaps.fraction > INTERSECT], minlength=len(cell_ids))
+    central = np.isin(nucleus_ids, _central(patch.nuclei, margin))
+    alone = (overlaps.fraction >= CONTAIN) & (contained[overlaps.cell] == 1)
+    tally.nuclei += int(central.sum())
+    tally.nuclei_in_own_cell += int(central[overlaps.nucleus[alone]].sum())
+    tally.nucleus_pixels += int((patch.nuclei[core] > 0).sum())
+    tally.transcripts_in_nuclei += int(patch.counts[core][patch.nuclei[core] > 0].sum())
     chosen = np.isin(cell_ids, mine)
     if tally.inconsistent is not None:
         tally.inconsistent += int((chosen & (((intersected > 0) & (contained == 0)) | (contained > 1))).sum())
@@ -222,7 +245,7 @@ def _central(labels: np.ndarray, margin: int) -> np.ndarray:
 
 
 def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
-    """Accept the fine-tuned model when it is worse in nothing and better in something; else keep the base.
+    """Accept the fine-tuned model when it is worse in nothing and better in something; else keep the base. `GUARDS` can only make it worse.
 
     Parameters
     ----------
@@ -257,6 +280,10 @@ def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
         step = max(MARGIN, 1 / n)
         if abs(gain) > step:
             (better if gain > 0 else worse).append(f"{name} {before:.3f} → {after:.3f}")
+    for name, (sign, margin) in GUARDS.items():
+        before, after = base.get(name), finetuned.get(name)
+        if before is not None and after is not None and (before - after) * sign > margin:
+            worse.append(f"{name} {before:.3f} → {after:.3f}")
     if worse:
         return False, "the base is kept: fine-tuning made worse " + ", ".join(worse) + (f" (better: {', '.join(better)})" if better else "")
     if not better:

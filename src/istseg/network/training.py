@@ -41,6 +41,11 @@ CPU_PIECE = 1
 """Examples whose activations a CPU holds at once; gradients are summed, so a batch is a batch."""
 STATISTICS_BATCHES = 8
 
+EPOCHS = {"scratch": 30, "fine-tuning": 20}
+"""The paper's."""
+PATIENCE = {"scratch": None, "fine-tuning": 5}
+"""A fine-tuning that has stopped to gain only costs time. From scratch every epoch runs: the falling rate gains most in the last ones."""
+
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -60,7 +65,7 @@ class Recipe:
         Stop after so many epochs without a better validation; None: never.
     """
 
-    epochs: int = 20
+    epochs: int = EPOCHS["fine-tuning"]
     learning_rate: float = 1e-3
     batch_size: int = 8
     membrane_dropout: float = 0.25
@@ -68,6 +73,13 @@ class Recipe:
     seed: int = 0
     freeze_norm: bool = True
     patience: int | None = None
+
+
+def make_recipe(from_scratch: bool, epochs: int | None, patience: int | None, **others: Any) -> Recipe:
+    """Recipe with the defaults of `EPOCHS` and `PATIENCE` where they are None; a patience of 0 never stops."""
+    kind = "scratch" if from_scratch else "fine-tuning"
+    patience = PATIENCE[kind] if patience is None else patience
+    return Recipe(epochs=EPOCHS[kind] if epochs is None else epochs, patience=patience or None, freeze_norm=not from_scratch, **others)
 
 
 @dataclass(frozen=True)

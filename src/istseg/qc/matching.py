@@ -125,6 +125,35 @@ def boundary_iou(a: np.ndarray, b: np.ndarray, width: int = 2) -> float:
     return float((rim_a & rim_b).sum() / union) if union else 0.0
 
 
+def boundary_ious(truth: np.ndarray, predicted: np.ndarray, overlap: Overlap, wanted: np.ndarray) -> list[float]:
+    """Boundary IoU of true cells with the predicted cell that overlaps each best; 0 without any.
+
+    Parameters
+    ----------
+    truth, predicted
+        (y, x) int label images.
+    overlap
+        Of `match_labels` of the two.
+    wanted
+        Positions in `overlap.truth_ids`.
+    """
+    from scipy.ndimage import find_objects
+
+    best: dict[int, tuple[float, int]] = {}
+    for i, j, iou in zip(overlap.truth.tolist(), overlap.predicted.tolist(), overlap.iou.tolist(), strict=True):
+        best[i] = max(best.get(i, (0.0, -1)), (iou, j))
+    truth_boxes, predicted_boxes = find_objects(truth), find_objects(predicted)
+    result = []
+    for i in wanted.tolist():
+        if i not in best:
+            result.append(0.0)
+            continue
+        a, b = int(overlap.truth_ids[i]), int(overlap.predicted_ids[best[i][1]])
+        box = tuple(slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(truth_boxes[a - 1], predicted_boxes[b - 1], strict=True))
+        result.append(boundary_iou(truth[box] == a, predicted[box] == b))
+    return result
+
+
 def _rim(mask: np.ndarray, width: int) -> np.ndarray:
     import cv2
 

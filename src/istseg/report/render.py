@@ -25,6 +25,10 @@ _DECISION_TITLES = {
     "boundary_iou": "Boundary IoU",
     "spurious_rate": "Spurious cells",
     "inconsistent_rate": "Inconsistent cells",
+    "nuclei_in_own_cell": "Nuclei alone in a cell",
+    "transcripts_in_cells": "Transcripts in cells",
+    "density_in_cells": "Transcript density, cells to nuclei",
+    "cells_without_nucleus": "Cells without nucleus",
 }
 _BRIEF = 160
 """Longest text of a detail of the input; longer ones are in report.json only."""

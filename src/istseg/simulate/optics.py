@@ -21,6 +21,8 @@ _HAZE_STEP = 8
 _PLANE_STEP_UM = 1.5
 _DEFOCUS_UM_PER_UM = 0.22
 _GHOSTS_PER_BLOCK = 16
+_AUTOFLUORESCENCE = {"nucleus": 0.05, "ring": 1.0, "cytoplasm": 1.0}
+"""How strong autofluorescence is in each kind of stain: lipofuscin shines less where nuclear dyes are recorded."""
 _HAZE = {"nucleus": 0.35, "ring": 0.3, "cytoplasm": 0.2}  # share of the light that is scattered widely
 
 
@@ -59,10 +61,12 @@ class Optics:
         Without the nucleus stain, which is always first in the result.
     degraded_contour
         Share of the contour that cells marked `degraded` lose in every ring stain, each at its own place.
+    autofluorescence
+        Mean light of granules some µm wide that lie all over the tissue, the same ones in every stain; 1 is as bright as a strong stain.
     """
 
-    def __init__(self, tissue: Tissue, stains: list[str], planes: int, degraded_contour: float):
-        self.tissue, self.planes, self.degraded_contour = tissue, planes, degraded_contour
+    def __init__(self, tissue: Tissue, stains: list[str], planes: int, degraded_contour: float, autofluorescence: float = 0.0):
+        self.tissue, self.planes, self.degraded_contour, self.autofluorescence = tissue, planes, degraded_contour, autofluorescence
         self.stains = [NUCLEUS_STAIN, *stains]
         seed = tissue.seed
         self._chromatin = Field(seed, "chromatin", 0.55)
@@ -70,6 +74,7 @@ class Optics:
         self._grain = Field(seed, "grain", 0.6)
         self._mottle = Field(seed, "grain", 2.2, 1)
         self._patches = [Field(seed, "patches", 4.0, variant) for variant in range(len(self.stains))]
+        self._granules = Field(seed, "autofluorescence", 2.0)
         self._gains = self._marker_gains()
         self.ghosts = lru_cache(maxsize=256)(self._ghosts)
 
@@ -82,6 +87,9 @@ class Optics:
         index = table.index(numbers)
         scene = _Scene(window, index, nuclei, table)
         focused = [self._nucleus(scene)] + [self._ring(scene, i) if kind_of(s) == "ring" else self._cytoplasm(scene, i) for i, s in enumerate(self.stains) if i]
+        if self.autofluorescence:
+            own = self._own_light(scene)
+            focused = [image + own * np.float32(_AUTOFLUORESCENCE[kind_of(s)]) for image, s in zip(focused, self.stains, strict=True)]
         ghosts = self._ghost_light(window)
         inner = np.s_[box[0] - window[0] : box[2] - window[0], box[1] - window[1] : box[3] - window[1]]
         result = np.empty((self.planes, len(self.stains), box[2] - box[0], box[3] - box[1]), np.float32)
@@ -92,6 +100,12 @@ class Optics:
                 blurred = _blur(light, 0.17 + _DEFOCUS_UM_PER_UM * abs(away)) * np.float32(np.exp(-abs(away) / 14))
                 result[plane, i] = (blurred + _haze(blurred, 5.0) * np.float32(_HAZE[kind_of(self.stains[i])]))[inner]
         return result
+
+    def _own_light(self, scene: _Scene) -> np.ndarray:
+        """Autofluorescence of the tissue."""
+        ys, xs = scene.axes
+        granules = np.abs(self._granules.grid(ys, xs)) * np.float32(self.autofluorescence * np.sqrt(np.pi / 2))
+        return np.where(self.tissue.layout.empty_grid(ys, xs), np.float32(0), granules)
 
     def _nucleus(self, scene: _Scene) -> np.ndarray:
         inside = (scene.nuclei > 0).astype(np.float32)

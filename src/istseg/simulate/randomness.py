@@ -35,6 +35,7 @@ STREAMS = {
             "vendor",
             "fovs",
             "gain",
+            "autofluorescence",
         ),
         1,
     )

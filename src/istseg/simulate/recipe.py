@@ -20,7 +20,10 @@ OUTSIDE_UM = 4.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Parameters of a simulated sample; sizes of the mosaic in µm (scene frame). `depth`: on how many levels of z transcripts lie."""
+    """Parameters of a simulated sample; sizes of the mosaic in µm (scene frame). `depth`: on how many levels of z transcripts lie.
+
+    `degraded_contour`, `autofluorescence`: see `Optics`.
+    """
 
     width_um: float
     height_um: float
@@ -32,6 +35,7 @@ class Recipe:
     empty_fraction: float
     seed: int
     depth: int
+    autofluorescence: float = 0.0
 
     def __reduce__(self) -> tuple[object, ...]:
         """Only the parameters travel to other processes, not what was made of them."""
@@ -45,7 +49,7 @@ class Recipe:
     @cached_property
     def optics(self) -> Optics:
         """Its stains."""
-        return Optics(self.tissue, list(self.stains), self.planes, self.degraded_contour)
+        return Optics(self.tissue, list(self.stains), self.planes, self.degraded_contour, self.autofluorescence)
 
     @cached_property
     def molecules(self) -> Molecules:

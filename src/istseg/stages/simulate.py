@@ -27,6 +27,7 @@ def run(
     empty_fraction: float,
     generation: str,
     seed: int,
+    autofluorescence: float = 0.0,
 ) -> None:
     """Write `<out>/raw` (the instrument's folder) and `<out>/truth`.
 
@@ -38,6 +39,8 @@ def run(
         Of the images; CosMx has one image and transcripts on nine levels.
     stains
         Membrane and cytoplasm stains, separated by `;`; `none` for none. On CosMx, names of MERSCOPE stains are replaced by that instrument's.
+    autofluorescence
+        Mean light of granules in the tissue that shine in every stain, relative to a strong stain: a domain shift for models that never saw it.
     generation
         Of the vendor's files; empty: the platform's default.
 
@@ -61,7 +64,9 @@ def run(
         problems.append(f"--width-um {width_um:g}, --height-um {height_um:g}: at most 100000 µm.")
     if problems:
         raise InputError(problems)
-    recipe = Recipe(width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed, depth=planes)
+    recipe = Recipe(
+        width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed, planes, autofluorescence
+    )
     from istseg.simulate import cosmx, merscope
 
     writer = {"merscope": merscope.write, "cosmx": cosmx.write}[platform]

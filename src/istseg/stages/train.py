@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +37,8 @@ def run(
     base_sha256: str | None,
     backbone: str | None,
     rna_input: str | None,
-    epochs: int,
+    epochs: int | None,
+    patience: int | None,
     learning_rate: float,
     batch_size: int,
     membrane_dropout: float,
@@ -66,7 +66,9 @@ def run(
         Key of `network.model.BACKBONES`, to train from scratch; None: `cnn`. A base keeps its own.
     rna_input
         One of `network.model.RNA_INPUTS`, to train from scratch; None: `density`. A base keeps its own.
-    epochs, learning_rate, batch_size, membrane_dropout, seed
+    epochs, patience
+        See `network.training.make_recipe`: what None means depends on the base.
+    learning_rate, batch_size, membrane_dropout, seed
         See `network.training.Recipe`.
     validation_fraction, holdout_fraction
         Shares of the patches that choose the epoch, and that judge.
@@ -88,26 +90,29 @@ def run(
     model, card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
     refs = thin(found, max_patches)
     out = Path(out)
-    work = tempfile.TemporaryDirectory(prefix=".targets-")
+    # Beside the results: a training that is killed leaves its targets where the next try removes them.
+    work = out / ".targets"
+    shutil.rmtree(work, ignore_errors=True)
     try:
         parts = split(refs, validation_fraction, holdout_fraction, seed)
-        train_store, validation_store = _stores(parts, Path(work.name), device, card.genes)
+        train_store, validation_store = _stores(parts, work, device, card.genes)
     except TooFewPatches as error:
+        shutil.rmtree(work, ignore_errors=True)
         if base == SCRATCH:
             raise
         _write_untrained(out, name, Path(base), card, found, str(error))
         return
     if base == SCRATCH and card.rna_input == "coexpression":
         model.gene_image.table[1:] = torch.from_numpy(patch_colours(parts.train, card.genes, seed))
-    out.mkdir(parents=True, exist_ok=True)
-    recipe = training.Recipe(epochs, learning_rate, batch_size, membrane_dropout, crop_wpx, seed, freeze_norm=base != SCRATCH)
+    recipe = training.make_recipe(
+        base == SCRATCH, epochs, patience, learning_rate=learning_rate, batch_size=batch_size, membrane_dropout=membrane_dropout, crop_wpx=crop_wpx, seed=seed
+    )
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
     before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
     checkpoint = out / "checkpoint.pt"
     fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
-    with work:
-        fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
+    fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
     # What is judged is what is stored: weights rounded to half precision.
     model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
     after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
@@ -122,6 +127,7 @@ def run(
         "base": before or {},
         "finetuned": after,
         "margin": gate.MARGIN,
+        "guards": {name: margin for name, (_, margin) in gate.GUARDS.items()},
         "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in parts.holdout],
         "stand_ins_and_nuclei_known": gate.nuclei_known(parts.holdout),
     }
@@ -139,6 +145,7 @@ def run(
     write_json(out / "curves.json", _curves(samples, name, fitted, base))
     write_json(out / "decision.json", decision)
     checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(work)
 
 
 def _inputs(
@@ -200,7 +207,7 @@ def _stores(parts: Split, work: Path, device: str, genes: list[str]) -> tuple[Pa
     """Training and validation patches with their targets."""
     train, validation = (PatchStore(work / use, device, genes) for use in ("train", "validation"))
     for store, refs, free in ((train, parts.train, parts.validation + parts.holdout), (validation, parts.validation, parts.holdout)):
-        store.folder.mkdir()
+        store.folder.mkdir(parents=True)
         for ref in track(refs, "flow targets"):
             if not store.add(ref, free):
                 log.warning("%s: no pixel of it may teach beside the validation and held-out patches; it is left out", ref.path)

@@ -1,0 +1,371 @@
+"""Fine-tuning on simulated tissue with a domain shift: does it help where the base fails, and is it refused where the labels are wrong?
+
+The shift is autofluorescence: granules that shine in every stain, which the base has never seen. The teacher's labels are the true cells with the errors of
+a good automatic segmentation (20 % missing, 5 % merged, outlines jittered); they enter as the vendor's cells and are curated by the pipeline. Models train on
+one sample and are scored on another one of another seed, by its truth, which nothing else sees.
+
+    python benchmarks/finetuning.py                      # one fine-tuning per set of labels, sound and poisoned; the gate's decisions
+    python benchmarks/finetuning.py --table conditions   # one fine-tuning, scored with broken contours and with less RNA
+    python benchmarks/finetuning.py --base other.safetensors --epochs 20 --size-um 400
+
+The last case of the first table has no shift and the watershed as teacher: the base is better than its labels, and has to be kept. Simulated tissue only: the
+figures compare models with each other and do not say how good they are on real tissue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import shapely
+import torch
+
+from istseg import cli
+from istseg.artifacts import cells as cells_file
+from istseg.artifacts.labels import TileLabels
+from istseg.artifacts.sample import apply_affine
+from istseg.artifacts.tiles import Tile
+from istseg.qc.matching import boundary_ious, match_labels, scores
+from istseg.teachers.vendor import rasterise
+
+BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v0.safetensors"
+STAIN = "Cellbound1"
+IOU = 0.5
+MISSING, MERGED, JITTER_UM = 0.2, 0.05, 0.25
+"""Errors of the sound teacher: shares of the cells, standard deviation of the outline."""
+CONTOURS = (0.1, 0.3, 0.5, 0.7, 0.9)
+DEGRADED = 0.3
+RNA_KEPT = (0.9, 0.8, 0.7, 0.6, 0.5)
+MEASURES = ("found", "AP@0.5", "mean best IoU", "boundary IoU")
+
+
+@dataclass
+class Sample:
+    """A simulated sample of one tile."""
+
+    folder: Path
+
+    @cached_property
+    def tile(self) -> Tile:
+        return Tile.read(next(p.parent for p in (self.folder / "tiles").glob("*/tile.json")))
+
+    def shapes(self, name: str) -> gpd.GeoDataFrame:
+        """True `cells` or `nuclei`, µm."""
+        found = gpd.read_parquet(self.folder / "sim" / "truth" / f"{name}.parquet")
+        return found[shapely.area(found.geometry.to_numpy()) > 0].reset_index(drop=True)
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """(y, x) int32 true cells."""
+        return self.label_image(self.shapes("cells").geometry.to_numpy())
+
+    def label_image(self, polygons: np.ndarray) -> np.ndarray:
+        """(y, x) int32 of polygons in µm."""
+        there = shapely.transform(polygons, lambda xy: apply_affine(self.tile.affine, xy))
+        return rasterise(there, np.arange(1, len(there) + 1), self.tile.region)
+
+
+def make(folder: Path, options: argparse.Namespace, seed: int, autofluorescence: float, contour: float = 0.0, stains: str = STAIN) -> Sample:
+    """Simulate, convert, tile."""
+    cli.simulate(
+        out=folder / "sim",
+        width_um=options.size_um,
+        height_um=options.size_um,
+        planes=1,
+        stains=stains,
+        degraded_fraction=DEGRADED if contour else 0.0,
+        degraded_contour=contour,
+        transcripts_per_um2=options.transcripts,
+        autofluorescence=autofluorescence,
+        seed=seed,
+    )
+    cli.convert(raw=folder / "sim" / "raw", sample="s", platform=cli.Platform.merscope, out=folder / "convert", z_planes="0")
+    cli.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder, tile_um=options.size_um + 100)
+    return Sample(folder)
+
+
+def with_less_rna(sample: Sample, folder: Path, kept: float, seed: int) -> Sample:
+    """The same sample with a share of its transcripts."""
+    tile = Tile.read(sample.tile.folder)
+    transcripts = tile.transcripts()
+    chosen = np.random.default_rng(seed).random(len(transcripts)) < kept
+    tile.write(folder / "tiles" / tile.tile_id, sample.tile.raw_stains(), transcripts[chosen])
+    thinned = Sample(folder)
+    thinned.truth = sample.truth
+    return thinned
+
+
+# Labels that a teacher may give: true cells and nuclei (µm) → cells.
+
+
+def sound(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As of a good automatic segmentation."""
+    draw = rng.random(len(cells))
+    merged = _with_neighbour(cells, np.flatnonzero(draw > 1 - MERGED / 2), 0.5)
+    result = np.concatenate([cells[(draw >= MISSING) & ~merged.used], merged.cells])
+    return np.array([_jittered(cell, rng) for cell in result], object)
+
+
+def nucleus_sized(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Cells are their nuclei with a narrow rim; cells without nucleus are missing."""
+    return shapely.intersection(shapely.buffer(nuclei, 0.4), shapely.union_all(cells))
+
+
+def pairs(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every cell is merged with a neighbour."""
+    merged = _with_neighbour(cells, np.arange(len(cells)), 0.5)
+    return np.concatenate([cells[~merged.used], merged.cells])
+
+
+def shifted(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """2 µm to the right."""
+    return shapely.transform(cells, lambda xy: xy + (2.0, 0.0))
+
+
+def shrunk(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """1.5 µm narrower on every side, but never without their nucleus."""
+    core = shapely.buffer(cells, -1.5)
+    tree = shapely.STRtree(nuclei)
+    return np.array([_largest(shapely.union_all([c, *(nuclei[i] for i in tree.query(cell, "contains"))])) for c, cell in zip(core, cells, strict=True)], object)
+
+
+def grown(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """1.5 µm wider on every side, where no neighbour is."""
+    return shapely.buffer(cells, 1.5)
+
+
+def split(cells: np.ndarray, nuclei: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A line beside the nucleus cuts every cell in two."""
+    tree = shapely.STRtree(nuclei)
+    parts = []
+    for cell in cells:
+        inside = tree.query(cell, "contains")
+        centre = cell.centroid if not len(inside) else nuclei[inside[0]].centroid
+        reach = 0.0 if not len(inside) else np.sqrt(nuclei[inside[0]].area / np.pi) * 1.2
+        y = centre.y + reach
+        x0, y0, x1, y1 = cell.bounds
+        parts += [cell.intersection(shapely.box(x0, y0, x1, y)), cell.intersection(shapely.box(x0, y, x1, max(y1, y)))]
+    return np.array([_largest(p) for p in parts if p.area > 5], object)
+
+
+Labels = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+POISONS: dict[str, Labels] = {
+    "cells of the nucleus's size": nucleus_sized,
+    "cells 1.5 µm too narrow": shrunk,
+    "cells 1.5 µm too wide": grown,
+    "cells shifted by 2 µm": shifted,
+    "cells merged by pairs": pairs,
+    "cells cut in two": split,
+}
+
+
+@dataclass
+class _Merged:
+    cells: np.ndarray
+    used: np.ndarray
+
+
+def _with_neighbour(cells: np.ndarray, first: np.ndarray, reach_um: float) -> _Merged:
+    """Union of cells with their nearest neighbour within reach that is not merged yet."""
+    used = np.zeros(len(cells), bool)
+    tree = shapely.STRtree(cells)
+    merged = []
+    for i in first.tolist():
+        if used[i]:
+            continue
+        near = [j for j in tree.query(cells[i].buffer(reach_um), "intersects").tolist() if j != i and not used[j]]
+        if near:
+            j = min(near, key=lambda j: (cells[i].centroid.distance(cells[j].centroid), j))
+            used[[i, j]] = True
+            merged.append(_largest(shapely.union(cells[i].buffer(reach_um / 2), cells[j].buffer(reach_um / 2)).buffer(-reach_um / 2)))
+    return _Merged(np.array(merged, object), used)
+
+
+def _jittered(cell: shapely.Geometry, rng: np.random.Generator) -> shapely.Geometry:
+    """Outline moved in and out along its rays by a smooth noise."""
+    outline = shapely.get_coordinates(cell.exterior.segmentize(0.5))
+    from_centre = outline - shapely.get_coordinates(cell.centroid)
+    angle, waves = np.arctan2(from_centre[:, 1], from_centre[:, 0]), np.arange(5)
+    noise = (rng.standard_normal((2, 5)) @ np.stack([np.cos(np.outer(waves, angle)), np.sin(np.outer(waves, angle))])).sum(0)[0] / np.sqrt(5)
+    length = np.maximum(np.linalg.norm(from_centre, axis=1), 0.1)
+    moved = shapely.Polygon(outline + from_centre / length[:, None] * (JITTER_UM * noise)[:, None])
+    return _largest(moved.buffer(0))
+
+
+def _largest(shape: shapely.Geometry) -> shapely.Geometry:
+    """The largest polygon of a shape."""
+    parts = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon"]
+    return max(parts, key=lambda p: p.area) if parts else shapely.Polygon()
+
+
+def labels_of(sample: Sample, labels: Labels, seed: int) -> np.ndarray:
+    """The polygons of a teacher (µm) for a sample."""
+    cells = labels(sample.shapes("cells").geometry.to_numpy(), sample.shapes("nuclei").geometry.to_numpy(), np.random.default_rng(seed))
+    return cells[shapely.area(cells) > 0]
+
+
+def curated(sample: Sample, folder: Path, polygons: np.ndarray | None) -> Path:
+    """Patches of a teacher's labels (None: of the watershed), by the pipeline's rules."""
+    vendor = None
+    if polygons is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        vendor = folder / "vendor_cells.parquet"
+        cells_file.write(vendor, cells_file.frame([str(i) for i in range(len(polygons))], polygons))
+    name = cli.TeacherName.watershed if vendor is None else cli.TeacherName.vendor
+    cli.teach(tile=[sample.tile.folder], out=folder / "teach", teacher=name, vendor_cells=vendor)
+    cli.calibrate(labels=[folder / "teach"], out=folder / "calibrate")
+    cli.curate(tile=[sample.tile.folder], labels=folder / "teach", thresholds=folder / "calibrate" / "thresholds.json", out=folder / "curate")
+    return folder / "curate" / "patches"
+
+
+def fine_tune(folder: Path, patches: Path, options: argparse.Namespace) -> tuple[Path, dict]:
+    """Train from the base → (weights of the fine-tuned model, also where the gate refuses it; its decision)."""
+    cli.train(
+        patches=[patches],
+        out=folder,
+        base=str(options.base),
+        epochs=options.epochs,
+        crop_wpx=options.crop_wpx,
+        device=options.device,
+        seed=options.seed,
+    )
+    decision = json.loads((folder / "decision.json").read_text())
+    return folder / ("model.safetensors" if decision["accepted"] else "refused.safetensors"), decision
+
+
+def predicted(sample: Sample, model: Path, folder: Path, options: argparse.Namespace) -> np.ndarray:
+    """(y, x) int32 cells that a model finds."""
+    cli.segment(tile=[sample.tile.folder], model=model, out=folder, device=options.device)
+    return TileLabels.read(folder / sample.tile.tile_id).layers["cells"]
+
+
+def score(sample: Sample, labels: np.ndarray) -> dict[str, str]:
+    """Cells against the truth."""
+    overlap = match_labels(sample.truth, labels)
+    figures = scores(overlap, (IOU,))
+    boundary = boundary_ious(sample.truth, labels, overlap, np.arange(len(overlap.truth_ids)))
+    values = (figures[f"found@{IOU:g}"], figures[f"ap@{IOU:g}"], figures["mean_best_iou"], np.mean(boundary))
+    return {name: f"{value:.3f}" for name, value in zip(MEASURES, values, strict=True)}
+
+
+def gate_table(folder: Path, options: argparse.Namespace) -> None:
+    """One row per set of labels and model."""
+    show_head(("labels", "model", *MEASURES, "decision", "training, s"))
+    train, test = (make(folder / name, options, seed, options.autofluorescence) for name, seed in (("train", options.seed), ("test", options.seed + 1)))
+    show(("", "zero-shot", *score(test, predicted(test, options.base, folder / "zero", options)).values(), "", ""))
+    cases: dict[str, Labels] = {"sound": sound, **POISONS}
+    for i, (name, labels) in enumerate(cases.items()):
+        if options.cases and name not in options.cases:
+            continue
+        patches = curated(train, folder / f"case{i}", labels_of(train, labels, options.seed))
+        row_of_case(name, test, labels_of(test, labels, options.seed + 1), patches, folder / f"case{i}", options)
+    if not options.cases:
+        train, test = (make(folder / f"plain-{name}", options, seed, 0.0, 0.5) for name, seed in (("train", options.seed), ("test", options.seed + 1)))
+        show(
+            (
+                "no shift, half of 30 % of the contours gone",
+                "zero-shot",
+                *score(test, predicted(test, options.base, folder / "plain", options)).values(),
+                "",
+                "",
+            )
+        )
+        patches = curated(train, folder / "watershed", None)
+        row_of_case("the same, watershed", test, None, patches, folder / "watershed", options)
+
+
+def row_of_case(name: str, test: Sample, teacher: np.ndarray | None, patches: Path, folder: Path, options: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    model, decision = fine_tune(folder / "train", patches, options)
+    seconds = time.monotonic() - begun
+    image = watershed(test, folder / "of-test") if teacher is None else test.label_image(teacher)
+    show((name, "teacher", *score(test, image).values(), "", ""))
+    figures = score(test, predicted(test, model, folder / "segment", options)).values()
+    show((name, "fine-tuned", *figures, "accepted" if decision["accepted"] else "refused", f"{seconds:.0f}"))
+    print(f"{name}: {decision['reason']}", file=sys.stderr, flush=True)
+
+
+def watershed(sample: Sample, folder: Path) -> np.ndarray:
+    """(y, x) int32 cells of the watershed teacher."""
+    cli.teach(tile=[sample.tile.folder], out=folder)
+    labels = TileLabels.read(folder / sample.tile.tile_id)
+    return next(image for name, image in labels.layers.items() if name.startswith("cells_"))
+
+
+def conditions_table(folder: Path, options: argparse.Namespace) -> None:
+    """One row per condition of the test sample and segmentation; the fine-tuned model has learnt on the clean training sample."""
+    train = make(folder / "train", options, options.seed, options.autofluorescence)
+    model, decision = fine_tune(folder / "model", curated(train, folder / "taught", labels_of(train, sound, options.seed)), options)
+    print(decision["reason"], file=sys.stderr, flush=True)
+    show_head(("condition", "segmentation", *MEASURES))
+    clean = make(folder / "test", options, options.seed + 1, options.autofluorescence)
+    samples = {"clean": lambda at: clean}
+    for c in CONTOURS:
+        samples[f"{c:g} of the contour of {DEGRADED:.0%} gone"] = lambda at, c=c: make(at, options, options.seed + 1, options.autofluorescence, c)
+    for kept in RNA_KEPT:
+        samples[f"{kept:.0%} of the RNA"] = lambda at, kept=kept: with_less_rna(clean, at, kept, options.seed)
+    for i, (name, maker) in enumerate(samples.items()):
+        at = folder / f"condition{i}"
+        sample = maker(at)
+        show((name, "zero-shot", *score(sample, predicted(sample, options.base, at / "zero", options)).values()))
+        show((name, "fine-tuned", *score(sample, predicted(sample, model, at / "tuned", options)).values()))
+        show((name, "watershed", *score(sample, watershed(sample, at / "watershed")).values()))
+    # Its errors were made from the truth: no condition of the image changes them.
+    show(("all", "teacher that it learnt from", *score(clean, clean.label_image(labels_of(clean, sound, options.seed + 1))).values()))
+
+
+def show_head(columns: tuple[str, ...]) -> None:
+    show(columns)
+    print("|" + " --- |" * len(columns), flush=True)
+
+
+def show(row: tuple[str, ...]) -> None:
+    print("| " + " | ".join(row) + " |", flush=True)
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("istseg", "torch", "numpy", "scikit-image"))
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads; Python {platform.python_version()}, {versions}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", choices=["gate", "conditions"], default="gate")
+    parser.add_argument("--cases", nargs="+", choices=["sound", *POISONS], help="Only these labels; default: all, and the case without shift.")
+    parser.add_argument("--base", type=Path, default=BASE)
+    parser.add_argument("--size-um", type=float, default=300.0, help="Side of the samples.")
+    parser.add_argument("--transcripts", type=float, default=0.5, help="Per µm².")
+    parser.add_argument("--autofluorescence", type=float, default=1.0, help="The shift; see `istseg simulate`.")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--crop-wpx", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="Keep the files here; default: a temporary folder.")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        {"gate": gate_table, "conditions": conditions_table}[options.table](options.folder or Path(scratch), options)
+    print(
+        f"\nsimulated MERSCOPE, {options.size_um:g} x {options.size_um:g} µm, stains DAPI;{STAIN}, {options.transcripts:g} transcripts/µm², "
+        f"autofluorescence {options.autofluorescence:g}; trained on seed {options.seed}, scored on seed {options.seed + 1}; base {options.base.name}, "
+        f"{options.epochs} epochs, crops of {options.crop_wpx}. found: share of the true cells matched one to one at IoU >= {IOU:g}."
+    )
+    print(f"{machine()}; {time.monotonic() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
