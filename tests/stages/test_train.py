@@ -66,13 +66,16 @@ def test_the_same_input_gives_the_same_bytes(good, tmp_path):
     assert sha256(tmp_path / "again" / "model.safetensors") == sha256(folder / "out" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
     """SIGKILL, as a scheduler sends it: nothing can be tidied up."""
     write_patches(tmp_path / "patches", 2)
-    command = [str(Path(sys.executable).with_name("istseg")), "train", "--patches", str(tmp_path / "patches"), "--base", str(BASE_MODEL)]
-    command += ["--epochs", "3", "--patience", "0", "--crop-wpx", "64", "--batch-size", "2"]
+    changes = {"epochs": 3, "patience": 0, "crop_wpx": 64, "batch_size": 2}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(undisturbed)], check=True, capture_output=True)
+    run(tmp_path / "patches", undisturbed, **changes)
+    command = [str(Path(sys.executable).with_name("istseg")), "train", "--patches", str(tmp_path / "patches")]
+    for name, value in (SETTINGS | changes).items():
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     first = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoint.pt").exists() and first.poll() is None and time.monotonic() < deadline:
