@@ -229,7 +229,15 @@ def test_a_model_that_has_learnt_consistently_wrong_labels_is_refused(poison):
     base, tuned = held_against(poison, fair, poison)
     assert tuned["ap50"] > 0.9 > base["ap50"] or tuned["boundary_iou"] > base["boundary_iou"] + 0.3
     accepted, reason = decide(base, tuned)
-    assert not accepted and "made worse" in reason, reason
+    assert not accepted and ("made worse" in reason or "beside their nuclei" in reason), reason
+
+
+def test_displaced_labels_are_refused_even_if_the_model_is_better():
+    base, tuned = held_against(shifted, in_pairs, truth)
+    assert base["label_offset_um"] == pytest.approx(2, abs=0.3)
+    accepted, reason = decide(base, tuned | {"ap50": 1.0})
+    assert not accepted and "beside their nuclei" in reason
+    assert held_against(truth, fair, truth)[0]["label_offset_um"] < 0.3
 
 
 @pytest.mark.parametrize("base", [fair, bloated, nucleus_sized, in_pairs, shifted])

@@ -7,12 +7,13 @@ A predicted cell in unlabelled area is neither right nor wrong. Stand-in nuclei 
 Only curated cells with their centroid in the window's core count: those near the border are the neighbour's.
 
 Curated cells come from the teacher, so a model can gain on them by learning the teacher's faults, and a teacher that is wrong throughout cannot be told from
-truth by its own labels. Three things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells.
+truth by its own labels. Four things guard against it. The rates of spurious and inconsistent cells judge by nuclei and transcripts, over all predicted cells.
 `GUARDS` do so too, and can only refuse: cells that are too narrow leave transcripts outside, cells that are too wide hold few for
 their area, cells that are cut
 leave parts without nucleus, cells that are merged or displaced do not have a nucleus of their own.
 Where the teacher labelled by several stains, its label images are held against each other on the cells that they share: labels that agree with each other
 less than the base agrees with them are noisier than the base, and cannot show that another model is better.
+Labels that lie beside their nuclei, all in one direction, are refused as they are: augmentation turns the direction away, so the model does not show it.
 
 What no rule here can see: outlines that are wrong between touching cells, where neither nuclei nor transcripts tell them apart.
 """
@@ -59,6 +60,9 @@ GUARDS = {
 """Figure → (1: more is better, −1: less is; how much worse than the base's it may be). Wider than `MARGIN`, because a right correction moves them too: cells
 that had swallowed background give up some transcripts, cells that the base had missed hold fewer of them, and cells without nucleus in the plane are real."""
 
+LABEL_OFFSET_UM = 0.75
+"""How far the curated cells may lie beside their nuclei in the mean: nuclei lie anywhere in their cells, but in no direction more than in another."""
+
 HIGHER_IS_BETTER = ("ap50", "boundary_iou")
 LOWER_IS_BETTER = ("spurious_rate", "inconsistent_rate")
 
@@ -85,6 +89,7 @@ class Tally:
     cell_pixels: int = 0
     transcripts_in_nuclei: int = 0
     nucleus_pixels: int = 0
+    label_offsets_um: list[tuple[float, float]] = field(default_factory=list)
     without_nucleus: list[int] = field(default_factory=list)
     reference: list[int] = field(default_factory=list)
 
@@ -103,6 +108,7 @@ class Tally:
             "transcripts_in_cells": self.transcripts_in_cells / self.transcripts if self.transcripts else None,
             "density_in_cells": self._density_in_cells(),
             "cells_without_nucleus": None if self.inconsistent is None or not self.predicted else len(self.without_nucleus) / self.predicted,
+            "label_offset_um": float(np.linalg.norm(np.mean(self.label_offsets_um, 0))) if len(self.label_offsets_um) >= MIN_CELLS else None,
             "shared_cells_found": self.shared_by_model / self.shared if self.shared else None,
             "shared_cells_found_by_teacher": self.shared_by_teacher / self.shared if self.shared else None,
             "shared_cells": self.shared,
@@ -173,6 +179,8 @@ def judge(patch: Patch, predicted: np.ndarray, tally: Tally) -> None:
     for k in range(len(cells)):
         counted = np.setdiff1d(_central(cells[k], patch.overlap // 2), border_labels(patch.labels[k]))
         judged = patch.teach[k] & ~np.isin(patch.labels[k], stand_ins[k])
+        if patch.nuclei is not None:
+            tally.label_offsets_um += _offsets_um(np.where(np.isin(cells[k], counted), cells[k], 0), patch.nuclei, patch.working_um)
         _against_curated(cells[k], counted, judged, predicted, mine, tally)
         for other in range(len(cells)):
             if other != k:
@@ -194,6 +202,23 @@ def _against_curated(cells: np.ndarray, counted: np.ndarray, judged: np.ndarray,
     wrong = inside[unmatched] > area[unmatched] / 2
     tally.fp += int(wrong.sum())
     tally.ignored += int((~wrong).sum())
+
+
+def _offsets_um(cells: np.ndarray, nuclei: np.ndarray, working_um: float) -> list[tuple[float, float]]:
+    """(y, x) from the centre of each cell to that of its nucleus, for cells that contain exactly one."""
+    overlaps, nucleus_ids, cell_ids = from_label_images(nuclei, cells)
+    inside = overlaps.fraction >= CONTAIN
+    single = inside & (np.bincount(overlaps.cell[inside], minlength=len(cell_ids))[overlaps.cell] == 1)
+    of_nuclei, of_cells = _centres(nuclei, nucleus_ids), _centres(cells, cell_ids)
+    return [tuple(d) for d in ((of_nuclei[overlaps.nucleus[single]] - of_cells[overlaps.cell[single]]) * working_um).tolist()]
+
+
+def _centres(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(n, 2) mean (y, x) of labels."""
+    flat = labels.ravel()
+    y, x = np.divmod(np.arange(flat.size), labels.shape[1])
+    size = np.maximum(np.bincount(flat), 1)
+    return np.stack([np.bincount(flat, v)[ids] / size[ids] for v in (y, x)], 1)
 
 
 def _against_other_stain(cells: np.ndarray, counted: np.ndarray, other: np.ndarray, predicted: np.ndarray, tally: Tally) -> None:
@@ -264,6 +289,12 @@ def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
         return False, (
             f"the base is kept: of the curated cells that the teacher labelled by several stains it finds {by_base:.1%}, the teacher's other stains "
             f"{by_teacher:.1%}: labels that are noisier than the base cannot show an improvement; use a better teacher"
+        )
+    offset = base.get("label_offset_um")
+    if offset is not None and offset > LABEL_OFFSET_UM:
+        return False, (
+            f"the base is kept: the curated cells lie {offset:.2f} µm beside their nuclei in the mean (at most {LABEL_OFFSET_UM} µm may be): "
+            "stains or labels are displaced; align them"
         )
     better, worse = [], []
     for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER):

@@ -28,6 +28,7 @@ _DECISION_TITLES = {
     "nuclei_in_own_cell": "Nuclei alone in a cell",
     "transcripts_in_cells": "Transcripts in cells",
     "density_in_cells": "Transcript density, cells to nuclei",
+    "label_offset_um": "Offset of the labels from the nuclei, µm",
     "cells_without_nucleus": "Cells without nucleus",
 }
 _BRIEF = 160

@@ -1,0 +1,35 @@
+"""The peer rna2seg 0.1.5 in an environment of its own, which is made once with uv from `peer.lock` (about 9 GB), and scripts that run in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HOME = Path(os.environ.get("ISTSEG_PEER") or Path(__file__).resolve().parents[1] / ".istseg" / "peer")
+LOCK = Path(__file__).with_name("peer.lock")
+
+
+def python() -> Path:
+    """Python of the peer's environment, made if it is not there. `ISTSEG_PEER` names another place for it."""
+    stamp = HOME / "peer.lock"
+    if stamp.is_file() and stamp.read_bytes() == LOCK.read_bytes():
+        return HOME / "bin" / "python"
+    uv = shutil.which("uv")
+    if uv is None:
+        sys.exit("the peer's environment is made with uv, which is not on the PATH: install it or use --no-peer")
+    print("making the peer's environment (once)", file=sys.stderr)
+    subprocess.run([uv, "venv", "--clear", "-q", "--python", "3.11", str(HOME)], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", str(HOME / "bin" / "python"), "-r", str(LOCK)], check=True)
+    shutil.copyfile(LOCK, stamp)
+    return HOME / "bin" / "python"
+
+
+def run(script: str, *arguments: object) -> None:
+    """Run a script of this folder in the peer's environment; its output is shown only when it fails."""
+    command = [str(python()), str(Path(__file__).with_name(script)), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    if done.returncode:
+        sys.exit(f"the peer failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
