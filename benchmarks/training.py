@@ -1,8 +1,8 @@
 """Speed of training: target making and training step beside the peer rna2seg 0.1.5 on the same patches, and an epoch of fine-tuning. Prints one table.
 
 The patches are those of a simulated sample: true cells as labels, 512 x 512 working pixels, which are 1200 x 1200 px of MERSCOPE. The peer makes its targets
-at 1200 px, as it does in its training items, and trains as its users do (float32, statistics of the batch). Both run on as many threads as there are cores,
-first from scratch; the step of fine-tuning (frozen statistics) has no counterpart there. What else a training item costs (reading, augmentation) is shown for ours.
+at 1200 px, as it does in its training items, and trains as its users do (float32, statistics of the batch). Both run on as many threads as there are cores.
+The step of fine-tuning (frozen statistics) has no counterpart there. What else a training item costs (reading, augmentation) is shown for ours only.
 
     python benchmarks/training.py
     python benchmarks/training.py --no-peer --device cuda --epoch-patches 500
@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import finetuning
 import peer
+
 from istseg.artifacts.patches import Patch
 from istseg.network import training, weights
 from istseg.network.augment import augment
