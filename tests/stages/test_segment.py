@@ -224,7 +224,6 @@ def test_reduced_precision_stays_near_float32(painting, one):
     predictor = Predictor(model, card, open_device("cpu"))
     window = torch.from_numpy(predictor.inputs(tile, tile.window_grid.window_box(1, 1)))[None]
     low = predictor.predict(window)
-    predictor.precision = torch.float32
-    full = predictor.predict(window)
+    full = Predictor(model, card, open_device("cpu"), torch.float32).predict(window)
     assert (low - full)[:, :2].abs().mean() < 0.05
     assert ((low[:, 2] > -0.5) == (full[:, 2] > -0.5)).float().mean() > 0.98

@@ -13,7 +13,8 @@ from scipy.ndimage import label as connected
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.network import dynamics
 from istseg.network.dynamics import follow, labels_from_field
-from istseg.network.flows import flow_targets
+from istseg.network.flows import flow_targets, solve_cells
+from istseg.qc.matching import match_labels, scores
 from network_fixtures import best_iou, golden, paint
 
 
@@ -101,6 +102,7 @@ def test_masks_equal_cellposes(error, name):
     field = np.concatenate([g["dP"] / 5, g["cellprob"][None]]).astype(np.float32)
     found = labels_from_field(field, flow_error=error)
     assert found.max() == g[name].max()
+    assert scores(match_labels(g[name], found), (0.9,))["ap@0.9"] >= 0.99
     assert best_iou(g[name].astype(int), found).mean() > 0.95
     assert best_iou(g["labels"], found).mean() > 0.95
 
@@ -227,3 +229,41 @@ def test_a_sink_split_in_two_gives_one_cell():
     # No flow in the middle: paths end all over a patch of 5 x 5.
     field[:2, 38:43, 38:43] = 0
     assert labels_from_field(field, flow_error=0).max() == 1
+
+
+def test_ways_put_together_are_the_single_steps():
+    y, x = np.mgrid[:60, :60].astype(np.float32)
+    # A spiral into (30.3, 29.6): no two steps have the same direction.
+    flow = torch.tensor(np.stack([30.3 - y + 0.4 * (29.6 - x), 29.6 - x - 0.4 * (30.3 - y)])) * 0.05
+    rows, columns = (torch.tensor(v.ravel().astype(np.int64)) for v in (y, x))
+    way = torch.zeros(2, len(rows))
+    for _ in range(64):
+        at = torch.stack((rows, columns)).float() + way
+        way += torch.stack([30.3 - at[0] + 0.4 * (29.6 - at[1]), 29.6 - at[1] - 0.4 * (30.3 - at[0])]) * 0.05
+    ends = torch.stack(follow(flow, rows, columns, 60))
+    expected = torch.stack((rows, columns)) + way.floor()
+    assert (ends - expected).abs().max() <= 1
+    assert ((ends - expected) == 0).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("limit", [0.9, 0.4])
+def test_the_flow_error_near_the_limit_is_exact(tissue, limit):
+    labels, field = tissue
+    rng = np.random.default_rng(3)
+    # Each cell's flow is turned by its own angle: errors from 0 to 4.
+    angle = rng.uniform(0, np.pi, labels.max() + 1).astype(np.float32)[labels]
+    flow = torch.tensor(np.stack([np.cos(angle) * field[0] - np.sin(angle) * field[1], np.sin(angle) * field[0] + np.cos(angle) * field[1]]))
+    numbered = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+    y, x = torch.nonzero(torch.tensor(numbered), as_tuple=True)
+    cell = torch.tensor(numbered)[y, x] - 1
+    n = int(cell.max()) + 1
+    values = flow[:, y, x].T
+    exact = torch.empty(len(y))
+    for at, reference, _ in solve_cells(cell, y, x, n):
+        exact[at] = (reference - values[at]).square().sum(1)
+    exact = dynamics._means(cell, exact, n)
+    found = dynamics._flow_errors(cell, y, x, values, n, limit)
+    assert np.array_equal(found <= limit, exact <= limit)
+    near = np.abs(exact / limit - 1) < 0.3
+    assert near.sum() > 3
+    assert np.array_equal(found[near], exact[near])

@@ -16,6 +16,7 @@ from istseg.errors import DeviceError, IstsegError
 from istseg.grid import Box
 from istseg.network.card import ModelCard
 from istseg.network.field import count_window, stain_window
+from istseg.network.fused import fused
 from istseg.network.model import FLOW_SCALE, Rna2Seg
 from istseg.network.rna_image import rna_channel
 
@@ -75,13 +76,16 @@ class Predictor:
         Its card: RNA image and resolution.
     device
         Of `open_device`.
+    precision
+        Of the arithmetic; default: `precision_of` the device.
     """
 
-    def __init__(self, model: Rna2Seg, card: ModelCard, device: torch.device):
+    def __init__(self, model: Rna2Seg, card: ModelCard, device: torch.device, precision: torch.dtype | None = None):
         self.card = card
         self.device = device
-        self.precision = precision_of(device)
+        self.precision = precision or precision_of(device)
         self._model = model.eval().to(device, memory_format=torch.channels_last)
+        self._fused = fused(self._model, self.precision) if device.type == "cpu" else None
         self._counts: tuple[str, np.ndarray] | None = None
 
     def inputs(self, tile: Tile, box: Box) -> np.ndarray:
@@ -105,12 +109,15 @@ class Predictor:
             If a prediction is not finite.
         """
         batch = batch.to(self.device, non_blocking=True)
-        stains = batch[:, :-1].contiguous(memory_format=torch.channels_last)
-        lower = torch.autocast(self.device.type, self.precision) if self.precision != torch.float32 else nullcontext()
-        with lower:
-            out = self._model(stains, batch[:, -1:])
+        out = self._fused(batch[:, :-1], batch[:, -1:]) if self._fused else self._plain(batch)
         out = out.float()
         if not torch.isfinite(out).all():
             raise IstsegError(f"the model {self.card.name} predicts values that are not finite; its weights are broken or do not fit this input.")
         out[:, :2] /= FLOW_SCALE
         return out
+
+    def _plain(self, batch: Tensor) -> Tensor:
+        stains = batch[:, :-1].contiguous(memory_format=torch.channels_last)
+        lower = torch.autocast(self.device.type, self.precision) if self.precision != torch.float32 else nullcontext()
+        with lower:
+            return self._model(stains, batch[:, -1:])

@@ -1,0 +1,232 @@
+"""Speed of inference, from raw windows to polygons, beside the peer rna2seg 0.1.5 on the same windows: prints one table.
+
+The sample is simulated; both run with our base model's weights (the peer reads them as its own .pt), on as many threads as there are cores. A window is
+1200 × 1200 px of MERSCOPE (130 µm), the peer's patch. The peer is measured as its users run it, in an environment of its own that is made once with uv from
+`peer.lock` (about 9 GB).
+
+    python benchmarks/inference.py
+    python benchmarks/inference.py --no-peer --windows 50
+    python benchmarks/inference.py --device cuda --batch-size 32 --no-peer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import zarr
+
+sys.path.insert(0, str(Path(__file__).parent))
+from simulated_truth import machine, prepare
+
+from istseg.artifacts.labels import describe
+from istseg.artifacts.tiles import Tile
+from istseg.grid import WINDOW_WPX, Box
+from istseg.network import weights
+from istseg.network.dynamics import labels_from_field
+from istseg.network.inference import Predictor, open_device
+from istseg.qc.matching import match_labels, scores
+from istseg.stages import segment
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "assets" / "models" / "istseg-sim-v0.safetensors"
+PEER = ROOT / ".istseg" / "peer"
+SIDE_PX = 1200
+PIXEL_UM = 0.108
+MASKS_AND_POLYGONS = ("masks", "polygons")
+
+
+class Windows:
+    """The windows of a tile that are the peer's patches, and the parts of the work on each."""
+
+    def __init__(self, tile: Tile, per_side: int, device: str, precision: torch.dtype | None = None):
+        self.tile, self.device = tile, open_device(device)
+        network, self.card = weights.load(MODEL)
+        self.predictor = Predictor(network, self.card, self.device, precision)
+        wpx = SIDE_PX * PIXEL_UM / tile.working_um
+        corners = [round(i * wpx) for i in range(per_side)]
+        self.boxes: list[Box] = [(y, x, y + WINDOW_WPX, x + WINDOW_WPX) for y in corners for x in corners]
+
+    def inputs(self, i: int) -> torch.Tensor:
+        return torch.from_numpy(self.predictor.inputs(self.tile, self.boxes[i % len(self.boxes)]))
+
+    def predict(self, batch: torch.Tensor) -> torch.Tensor:
+        field = self.predictor.predict(batch)
+        self.wait()
+        return field
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def labels(self, field: torch.Tensor) -> np.ndarray:
+        area = 12.8 / self.tile.working_um**2
+        return labels_from_field(field, self.card.logit_threshold, self.card.min_flow, 0.9, area, 60, self.device)
+
+    def polygons(self, labels: np.ndarray, field: torch.Tensor, i: int) -> int:
+        """Outlines and measures of the cells; gives their number."""
+        box, field = self.boxes[i % len(self.boxes)], field.cpu().numpy()
+        grid = self.tile.window_grid
+        return len(describe("cells", labels, box, box, (grid.height, grid.width), np.hypot(field[0], field[1]), field[2]))
+
+
+def our_times(windows: Windows, count: int, batch_size: int) -> tuple[dict[str, list[float]], int, dict[int, float]]:
+    """Seconds per window of each part, number of cells of the distinct windows, resident memory in MiB after so many windows."""
+    times: dict[str, list[float]] = {"inputs": [], "network": [], "masks": [], "polygons": []}
+    cells, memory = 0, {}
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        clock = [time.perf_counter()]
+        batch = torch.stack([windows.inputs(start + k) for k in range(size)])
+        clock.append(time.perf_counter())
+        fields = windows.predict(batch)
+        clock.append(time.perf_counter())
+        labels = [windows.labels(field) for field in fields]
+        clock.append(time.perf_counter())
+        found = [windows.polygons(image, field, start + k) for k, (image, field) in enumerate(zip(labels, fields, strict=True))]
+        clock.append(time.perf_counter())
+        for part, seconds in zip(times.values(), np.diff(clock), strict=True):
+            part += [seconds / size] * size
+        cells += sum(found[: max(len(windows.boxes) - start, 0)])
+        for mark in (50, 500):
+            if start < mark <= start + size:
+                memory[mark] = psutil.Process().memory_info().rss / 2**20
+    return times, cells, memory
+
+
+def agreement(windows: Windows) -> tuple[float, int]:
+    """AP at IoU 0.9 of the cells of this device and precision against those of float32 on the CPU, and the number of the latter."""
+    reference = Windows(windows.tile, 1, "cpu", torch.float32)
+    found, truth, offset = [], [], 0
+    for i in range(len(windows.boxes)):
+        batch = windows.inputs(i)[None]
+        a, b = windows.labels(windows.predict(batch)[0]), reference.labels(reference.predict(batch)[0])
+        found.append(np.where(a > 0, a + offset, 0))
+        truth.append(np.where(b > 0, b + offset, 0))
+        offset += max(int(a.max()), int(b.max()))
+    overlap = match_labels(np.concatenate(truth), np.concatenate(found))
+    figures = scores(overlap, (0.9,))
+    return figures["ap@0.9"], figures["n_truth"]
+
+
+def stage_seconds(tile: Tile, scratch: Path, device: str, batch_size: int) -> float:
+    """Wall time of the stage segment on the tile, files included."""
+    start = time.perf_counter()
+    segment.run(
+        tiles=[tile.folder], model=MODEL, out=scratch / "segment", model_sha256=None, logit_threshold=None, min_flow=None, flow_error=0.9,
+        min_cell_area_um2=12.8, flow_steps=60, batch_size=batch_size, device=device,
+    )  # fmt: skip
+    return time.perf_counter() - start
+
+
+def peer_python() -> Path:
+    """Python of the peer's environment, made if it is not there."""
+    python, lock = PEER / "bin" / "python", Path(__file__).with_name("peer.lock")
+    stamp = PEER / "peer.lock"
+    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
+        return python
+    uv = shutil.which("uv")
+    if uv is None:
+        sys.exit("the peer's environment is made with uv, which is not on the PATH: install it or use --no-peer")
+    print("making the peer's environment (once)", file=sys.stderr)
+    subprocess.run([uv, "venv", "--clear", "-q", "--python", "3.11", str(PEER)], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", str(python), "-r", str(lock)], check=True)
+    shutil.copyfile(lock, stamp)
+    return python
+
+
+def peer_times(folder: Path, tile: Tile, per_side: int, threads: int) -> dict:
+    """Give the peer the same region and weights, run it, read its record."""
+    side = SIDE_PX * per_side
+    work = folder / "peer"
+    work.mkdir()
+    np.save(work / "image.npy", zarr.open(str(folder / "convert" / "s.zarr"))["images/stains/s0"][:, :side, :side])
+    table = tile.transcripts()
+    scale = tile.working_um / PIXEL_UM
+    table = table[~table["is_control"]].assign(x=table["x_wpx"] * scale, y=table["y_wpx"] * scale, gene=table["gene"].astype(str))
+    table = table.loc[(table["x"] < side) & (table["y"] < side), ["x", "y", "gene"]].reset_index(drop=True)
+    table.to_parquet(work / "transcripts.parquet")
+    (work / "peer.json").write_text(json.dumps({"stains": tile.stains, "side": SIDE_PX}))
+    torch.save(weights.load(MODEL)[0].state_dict(), work / "weights.pt")
+    command = [str(peer_python()), str(Path(__file__).with_name("peer_rna2seg.py")), str(work), str(threads)]
+    run = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    if run.returncode:
+        sys.exit(f"the peer failed:\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
+    return json.loads((work / "peer_times.json").read_text())
+
+
+def rows(ours: dict[str, list[float]], peer: dict[str, list[float]] | None) -> list[str]:
+    """Lines of the table: medians of the parts and of what they add up to, in ms per window."""
+    theirs = {"inputs": ["dataset item"], "network": ["network"], "masks": ["masks"], "polygons": ["polygons"]}
+    sums = {name: (name,) for name in ours} | {"masks and polygons": MASKS_AND_POLYGONS, "raw window to polygons": tuple(ours)}
+    lines = []
+    for name, parts in sums.items():
+        mine = float(np.median(np.sum([ours[p] for p in parts], 0)))
+        line = f"| {name} | {mine * 1e3:.0f} | {1 / mine:.1f} |"
+        if peer:
+            other = float(np.median(peer["all"] if name.startswith("raw") else np.sum([peer[q] for p in parts for q in theirs[p]], 0)))
+            line += f" {other * 1e3:.0f} | {other / mine:.1f} |"
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--per-side", type=int, default=3, help="Windows along a side of the sample.")
+    parser.add_argument("--windows", type=int, default=500, help="Windows that we compute (the sample's, again and again), for times and memory.")
+    parser.add_argument("--stains", default="Cellbound1;Cellbound2;Cellbound3", help="Besides DAPI.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--scratch", help="Folder for the temporary files.")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        folder = Path(scratch)
+        # A little more than the windows, for the rounding of working pixels.
+        size_um = options.per_side * SIDE_PX * PIXEL_UM + 2
+        sample = argparse.Namespace(size_um=size_um, stains=options.stains, degraded=0.1, contour=0.3, transcripts=1.0, seed=3)
+        (tile_folder,) = prepare(folder, sample)
+        tile = Tile.read(tile_folder)
+        peer = None if options.no_peer else peer_times(folder, tile, options.per_side, options.threads)
+        torch.set_num_threads(options.threads)
+        windows = Windows(tile, options.per_side, options.device)
+        our_times(windows, 2 * options.batch_size, options.batch_size)
+        times, cells, memory = our_times(windows, options.windows, options.batch_size)
+        ap, n_truth = agreement(windows)
+        seconds = stage_seconds(tile, folder, options.device, options.batch_size)
+    print("| per window | istseg, ms | windows/s |" + (" rna2seg, ms | times faster |" if peer else "") + "\n|---|---:|---:|" + ("---:|---:|" if peer else ""))
+    print("\n".join(rows(times, peer and peer["seconds"])))
+    precision = str(windows.predictor.precision).removeprefix("torch.")
+    height, width = tile.shape
+    print(
+        f"\nMedians; {options.windows} windows of istseg in batches of {options.batch_size}, {len(tile.stains)} stains, {options.device}, {precision}, one part"
+    )
+    print("after the other; the stage overlaps them.")
+    print(f"Cells of {precision} on {options.device} against float32 on the CPU: AP@0.9 {ap:.4f} ({n_truth} cells).")
+    print(f"Stage segment on a tile of {height} × {width} working px ({len(tile.windows)} overlapping windows), files included: {seconds:.1f} s, ", end="")
+    print(f"{seconds / (height * width / WINDOW_WPX**2):.2f} s per window's area.")
+    if memory:
+        print("Resident memory after " + ", after ".join(f"{n} windows {mib:.0f} MiB" for n, mib in memory.items()) + ".")
+    if peer:
+        n = options.per_side**2
+        print(f"Cells of the same {n} windows: istseg {cells}, rna2seg {peer['cells']}. Peak memory of rna2seg: {peer['peak_mib']:.0f} MiB.")
+        print("Peer: " + ", ".join(f"{p} {v}" for p, v in peer["versions"].items()) + f"; {options.threads} threads.")
+    if options.device == "cuda":
+        print(torch.cuda.get_device_name())
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f}; {time.monotonic() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Outlines of all objects of a label image in one pass: marching squares for every label at once, then the pieces are linked by pointer jumping.
+
+The outline of an object runs through the middles between the centres of inside and outside pixels (iso-level 0.5); pixels that touch at a corner only
+are apart. Hence outlines of neighbours share their common border and never overlap, and every outline is a simple ring: a point is passed once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Row and column of the corners of a 2 × 2 block, bit by bit."""
+_TOP, _LEFT, _RIGHT, _BOTTOM = (0, 1), (1, 0), (1, 2), (2, 1)
+"""Middles of the sides of a block, in half pixels."""
+_PIECES = {
+    0b0001: [(_TOP, _LEFT)],
+    0b0010: [(_RIGHT, _TOP)],
+    0b0011: [(_RIGHT, _LEFT)],
+    0b0100: [(_LEFT, _BOTTOM)],
+    0b0101: [(_TOP, _BOTTOM)],
+    0b0110: [(_RIGHT, _TOP), (_LEFT, _BOTTOM)],
+    0b0111: [(_RIGHT, _BOTTOM)],
+    0b1000: [(_BOTTOM, _RIGHT)],
+    0b1001: [(_TOP, _LEFT), (_BOTTOM, _RIGHT)],
+    0b1010: [(_BOTTOM, _TOP)],
+    0b1011: [(_BOTTOM, _LEFT)],
+    0b1100: [(_LEFT, _RIGHT)],
+    0b1101: [(_TOP, _RIGHT)],
+    0b1110: [(_LEFT, _TOP)],
+}
+"""Corners inside → pieces of the outline (from, to), the inside always on the same hand."""
+
+
+def outlines(labels: np.ndarray, wanted: np.ndarray, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, np.ndarray]:
+    """Outer outline of each wanted object; of an object of several parts that of the largest, holes are filled.
+
+    Parameters
+    ----------
+    labels
+        (y, x) integers ≥ 0; 0 is background.
+    wanted
+        Labels to outline.
+    offset
+        (y, x) of the array's origin in the frame of the result; pixel i covers [i, i+1).
+
+    Returns
+    -------
+    (n,) labels, ascending, those of `wanted` that are in the image, and their (n,) valid polygons with (x, y) coordinates, exterior counter-clockwise,
+    beginning at the first point by rows.
+    """
+    label, start, end = _pieces(labels, wanted)
+    if not len(label):
+        return np.zeros(0, np.asarray(wanted).dtype), np.zeros(0, object)
+    order = np.argsort(start)
+    label, start, end = label[order], start[order], end[order]
+    ring, position = _rings(np.searchsorted(start, end))
+    order = np.lexsort((position, ring))
+    label, place, ring = label[order], start[order] // 2, ring[order]
+    row = 2 * labels.shape[1] + 5
+    # Half pixels of the array with one ring of background: its pixel centres are at even numbers, −1 for the ring, +0.5 for the pixel's middle.
+    xy = np.stack((place % row, place // row), 1) / 2 - 0.5 + np.array(offset[::-1])
+    first = np.flatnonzero(np.append(True, ring[1:] != ring[:-1]))
+    which = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(ring))))
+    polygons = shapely.polygons(shapely.linearrings(xy, indices=which))
+    owner, area = label[first], shapely.area(polygons)
+    order = np.lexsort((-area, owner))
+    largest = order[np.append(True, owner[order][1:] != owner[order][:-1])]
+    return owner[largest], polygons[largest]
+
+
+def _pieces(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directed pieces of all outlines: label, code of the point where it starts, code of the point where it ends. A code belongs to one outline only."""
+    padded = np.pad(labels, 1)
+    height, width = (n - 1 for n in padded.shape)
+    corners = [padded[dy : dy + height, dx : dx + width] for dy, dx in _CORNERS]
+    mixed = np.flatnonzero(((corners[0] != corners[1]) | (corners[0] != corners[2]) | (corners[0] != corners[3])).ravel())
+    y, x = np.divmod(mixed, width)
+    values = np.stack([padded[y + dy, x + dx] for dy, dx in _CORNERS])
+    row = 2 * labels.shape[1] + 5
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for k in range(4):
+        # A label that an earlier corner has, too, was seen there.
+        new = np.isin(values[k], wanted) & (values[k] > 0) & ~(values[:k] == values[k]).any(0)
+        own = values[k, new]
+        inside = ((values[:, new] == own) << np.arange(4)[:, None]).sum(0)
+        at_y, at_x = 2 * y[new].astype(np.int64), 2 * x[new].astype(np.int64)
+        for bits, pieces in _PIECES.items():
+            chosen = np.flatnonzero(inside == bits)
+            for start, end in pieces:
+                codes = [((at_y[chosen] + dy) * row + at_x[chosen] + dx) * 2 + _upper_or_left(bits, dy, dx) for dy, dx in (start, end)]
+                found.append((own[chosen], *codes))
+    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
+
+
+def _upper_or_left(bits: int, dy: int, dx: int) -> bool:
+    """Whether of the two pixels beside the middle of a side it is the upper or left one that is inside."""
+    first = (dy // 2) * 2 + dx // 2
+    return bool(bits >> first & 1)
+
+
+def _rings(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each element of a permutation the smallest member of its cycle, and how many steps after it the element comes."""
+    leader, jump = np.arange(len(following)), following
+    while not np.array_equal(leader, leader[following]):
+        leader, jump = np.minimum(leader, leader[jump]), jump[jump]
+    ends = leader == np.arange(len(following))
+    steps = np.where(ends, 0, 1)
+    jump = np.where(ends, np.arange(len(following)), following)
+    while not ends[jump].all():
+        steps, jump = steps + steps[jump], jump[jump]
+    length = np.bincount(leader, minlength=len(following))[leader]
+    return leader, (length - steps) % length
