@@ -27,8 +27,8 @@ class Tissue:
     genes: np.ndarray
 
 
-def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 13.0) -> Tissue:
-    """Round cells on a jittered grid with nuclei, a membrane stain and transcripts."""
+def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 13.0, granules: float = 0.0) -> Tissue:
+    """Round cells on a jittered grid with nuclei, a membrane stain and transcripts; `granules`: brightness of specks in the stains that mean nothing."""
     rng = np.random.default_rng(seed)
     cells, nuclei = np.zeros((2, height, width), np.int32)
     yy, xx = np.indices((height, width))
@@ -46,6 +46,9 @@ def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 1
     ring = 4 * inner * (1 - inner)
     noise = rng.normal(0, 0.04, (2, height, width))
     stains = np.stack((gaussian_filter((nuclei > 0).astype(float), 1.0), ring)) + noise
+    if granules:
+        specks = np.abs(gaussian_filter(np.random.default_rng(seed + 1).normal(0, 1, cells.shape), 5))
+        stains += np.array([0.1, 1.0])[:, None, None] * granules * specks / specks.mean()
     raw = np.clip(stains * 1000 + 100, 0, 65535).astype(np.uint16)
     counts = rng.poisson(np.where(cells > 0, 0.12, 0.004)).astype(np.uint16)
     # Two kinds of cells with two genes each.
@@ -85,10 +88,10 @@ def patch_of(t: Tissue, gy: int, gx: int, sample: str = "s", cells: np.ndarray |
     )
 
 
-def write_patches(folder: Path, n: int = 4, sample: str = "s", seed: int = 0, cells=None, **options) -> Path:
+def write_patches(folder: Path, n: int = 4, sample: str = "s", seed: int = 0, cells=None, granules: float = 0.0, **options) -> Path:
     """Write n × n windows; `cells` maps a tissue to label images."""
     side = n * STRIDE
-    t = tissue(side, side, seed)
+    t = tissue(side, side, seed, granules=granules)
     for gy in range(n):
         for gx in range(n):
             labels = None if cells is None else cells(t)

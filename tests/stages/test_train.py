@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.segmentation import expand_labels
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.files import sha256
@@ -106,7 +107,12 @@ def scrambled(tissue):
     return labels
 
 
-@pytest.mark.parametrize("poison", [shifted, scrambled])
+def nucleus_sized(tissue):
+    """Consistent, and wrong: each cell is its nucleus and a rim."""
+    return expand_labels(tissue.nuclei, 2)
+
+
+@pytest.mark.parametrize("poison", [shifted, scrambled, nucleus_sized])
 def test_poisoned_labels_are_refused_and_the_base_is_kept(poison, tmp_path):
     write_patches(tmp_path / "patches", 4, cells=poison)
     written = run(tmp_path / "patches", tmp_path / "out")
