@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,8 @@ import torch
 import zarr
 
 sys.path.insert(0, str(Path(__file__).parent))
-from simulated_truth import machine, prepare
+from finetuning import machine, make
+from peer import run as run_peer
 
 from istseg.artifacts.labels import describe
 from istseg.artifacts.tiles import Tile
@@ -40,7 +39,6 @@ from istseg.stages import segment
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "models" / "istseg-sim-v0.safetensors"
-PEER = ROOT / ".istseg" / "peer"
 SIDE_PX = 1200
 PIXEL_UM = 0.108
 MASKS_AND_POLYGONS = ("masks", "polygons")
@@ -129,22 +127,6 @@ def stage_seconds(tile: Tile, scratch: Path, device: str, batch_size: int) -> fl
     return time.perf_counter() - start
 
 
-def peer_python() -> Path:
-    """Python of the peer's environment, made if it is not there."""
-    python, lock = PEER / "bin" / "python", Path(__file__).with_name("peer.lock")
-    stamp = PEER / "peer.lock"
-    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
-        return python
-    uv = shutil.which("uv")
-    if uv is None:
-        sys.exit("the peer's environment is made with uv, which is not on the PATH: install it or use --no-peer")
-    print("making the peer's environment (once)", file=sys.stderr)
-    subprocess.run([uv, "venv", "--clear", "-q", "--python", "3.11", str(PEER)], check=True)
-    subprocess.run([uv, "pip", "install", "-q", "--python", str(python), "-r", str(lock)], check=True)
-    shutil.copyfile(lock, stamp)
-    return python
-
-
 def peer_times(folder: Path, tile: Tile, per_side: int, threads: int) -> dict:
     """Give the peer the same region and weights, run it, read its record."""
     side = SIDE_PX * per_side
@@ -158,10 +140,7 @@ def peer_times(folder: Path, tile: Tile, per_side: int, threads: int) -> dict:
     table.to_parquet(work / "transcripts.parquet")
     (work / "peer.json").write_text(json.dumps({"stains": tile.stains, "side": SIDE_PX}))
     torch.save(weights.load(MODEL)[0].state_dict(), work / "weights.pt")
-    command = [str(peer_python()), str(Path(__file__).with_name("peer_rna2seg.py")), str(work), str(threads)]
-    run = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-    if run.returncode:
-        sys.exit(f"the peer failed:\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
+    run_peer("peer_rna2seg.py", work, threads)
     return json.loads((work / "peer_times.json").read_text())
 
 
@@ -196,9 +175,7 @@ def main() -> None:
         folder = Path(scratch)
         # A little more than the windows, for the rounding of working pixels.
         size_um = options.per_side * SIDE_PX * PIXEL_UM + 2
-        sample = argparse.Namespace(size_um=size_um, stains=options.stains, degraded=0.1, contour=0.3, transcripts=1.0, seed=3)
-        (tile_folder,) = prepare(folder, sample)
-        tile = Tile.read(tile_folder)
+        tile = make(folder, argparse.Namespace(size_um=size_um, transcripts=1.0), 3, 0.0, 0.3, options.stains).tile
         peer = None if options.no_peer else peer_times(folder, tile, options.per_side, options.threads)
         torch.set_num_threads(options.threads)
         windows = Windows(tile, options.per_side, options.device)

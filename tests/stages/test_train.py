@@ -50,6 +50,15 @@ def test_fine_tuning_helps_and_is_accepted(good):
     assert len(decision["holdout_patches"]) == 4 and decision["stand_ins_and_nuclei_known"]
 
 
+def test_a_shifted_domain_is_learnt_and_accepted(tmp_path):
+    """Specks that the base takes for cells: labels of four fifths of the cells are enough to learn better."""
+    write_patches(tmp_path / "patches", 4, granules=2.0)
+    decision = run(tmp_path / "patches", tmp_path / "out")["decision"]
+    base, tuned = decision["base"], decision["finetuned"]
+    assert base["ap50"] < 0.6 and base["cells_without_nucleus"] > 0.2
+    assert decision["accepted"] and tuned["ap50"] > 0.9 and tuned["cells_without_nucleus"] < 0.1, decision
+
+
 def test_the_card_tells_where_the_model_comes_from(good):
     folder, written = good
     card = written["model_card"]

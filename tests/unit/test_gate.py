@@ -127,11 +127,15 @@ BASE = {"ap50": 0.7, "boundary_iou": 0.5, "spurious_rate": 0.1, "inconsistent_ra
         ({"ap50": 0.705, "spurious_rate": 0.105}, False, "nothing by more than the margin"),
         ({"ap50": 0.75, "curated_cells": MIN_CELLS - 1}, False, "only 9 curated cells"),
         ({"ap50": 0.72, "curated_cells": 40}, False, "nothing by more"),
+        ({"boundary_iou": 0.58}, False, "nothing by more"),
+        ({"boundary_iou": 0.58, "shared_cells": 40, "shared_cells_found": 0.6, "shared_cells_found_by_teacher": 0.7}, True, "better boundary_iou"),
+        ({"boundary_iou": 0.65}, True, "better boundary_iou"),
         ({"inconsistent_rate": None, "ap50": 0.8}, False, "predicts no cell"),
     ],
 )
 def test_decision(change, accepted, word):
-    result, reason = decide(BASE, BASE | change)
+    checks = {name: value for name, value in change.items() if name.startswith("shared")}
+    result, reason = decide(BASE | checks, BASE | change)
     assert result is accepted and word in reason
 
 
