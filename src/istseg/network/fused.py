@@ -28,8 +28,8 @@ _PHASES = [(i, j) for i in range(2) for j in range(2)]
 
 
 def fused(model: Rna2Seg, precision: torch.dtype) -> FusedRna2Seg | None:
-    """The rearranged network on the CPU, or None for a backbone that it does not know."""
-    return FusedRna2Seg(model, precision) if type(model.model) is UNet else None
+    """The rearranged network on the CPU; None for another backbone, or where torch was built without oneDNN."""
+    return FusedRna2Seg(model, precision) if type(model.model) is UNet and torch.backends.mkldnn.is_available() else None
 
 
 class FusedRna2Seg:
