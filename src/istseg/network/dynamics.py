@@ -62,7 +62,7 @@ def labels_from_field(
     min_area_wpx
         Smallest area in pixels.
     steps
-        Steps of at most about a pixel: the longest way from a cell's rim to its centre.
+        Steps of at most about a pixel: the longest way from a cell's rim to its centre. Rounded up as `follow` says.
     device
         Where the flow is followed.
 
