@@ -354,7 +354,7 @@ def export(
 @app.command()
 def pretrain(
     out: Out,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "base",
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "pretrained",
     base: Annotated[str, typer.Option(help="Weights to go on from, or `scratch`.")] = "scratch",
     base_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the base must have.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 12_000,
@@ -369,7 +369,7 @@ def pretrain(
     pictures_per_family: Annotated[int, typer.Option(min=1, help="Held-out pictures of each of the eight families of tissue.")] = 4,
     picture_wpx: Annotated[int, typer.Option(min=128)] = 384,
     device: Device = "cpu",
-    seed: Seed = 1,
+    seed: Seed = 0,
 ) -> None:
     """Train a base model on painted tissue alone; choose its filter and measure it on held-out tissue."""
     from istseg.pretrain.fit import Recipe

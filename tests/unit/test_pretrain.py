@@ -110,8 +110,10 @@ def test_missing_contours_are_dark_and_others_are_not(scene):
     rim = (torch.nn.functional.max_pool2d(scene.labels.float()[:, None], 3, 1, 1)[:, 0] != scene.labels) & (scene.labels > 0)
     hit = scene.spread(chosen.float()) > 0
     loss = (whole - broken)[:, 1]
+    neighbour = rim & ~hit & (torch.nn.functional.max_pool2d((rim & hit).float()[:, None], 3, 1, 1)[:, 0] > 0)
+    assert loss[neighbour].mean() > 0.5 * loss[rim & hit].mean(), "the neighbour's side of the line is still there"
     assert loss[rim & hit].mean() > 0.1
-    assert loss[rim & hit].mean() > 3 * loss[rim & ~hit].mean()
+    assert loss[rim & hit].mean() > 3 * loss[rim & ~hit & ~neighbour].mean()
 
 
 def test_crops_carry_the_flow_of_their_cells(tissues):
@@ -130,8 +132,7 @@ def test_rna_image_is_that_of_the_pipeline():
     for form in ("working", "paper"):
         here = rna_image(counts, form)
         there = np.stack([numpy_rna.rna_image(c.numpy(), form) for c in counts])
-        inner = np.s_[:, 12:-12, 12:-12]
-        assert np.abs(here[:, 0].numpy()[inner] - there[inner]).max() < 5e-3 * there.max()
+        assert np.abs(here[:, 0].numpy() - there).max() < 1e-5, form
 
 
 def test_what_nothing_shows_is_no_target():
@@ -240,6 +241,24 @@ def test_stage_writes_model_card_and_tables(tmp_path, monkeypatch):
     best = max(held_out["filter"], key=lambda r: r["ap@0.5"])
     assert (read.logit_threshold, read.min_flow) == (best["logit_threshold"], best["min_flow"])
     assert read.sha256 in (tmp_path / "out" / "model_card.md").read_text()
+
+
+def test_a_base_that_painted_tissue_cannot_teach_is_refused(tmp_path):
+    model, card = weights.new(0, rna_input="learned", genes=["A", "B"])
+    weights.save(tmp_path / "genes.safetensors", model, replace(card, name="x", working_um=0.5))
+    with pytest.raises(InputError) as caught:
+        pretrain.run(
+            out=tmp_path,
+            name="x",
+            base=str(tmp_path / "genes.safetensors"),
+            base_sha256=None,
+            recipe=TINY,
+            pictures_per_family=1,
+            picture_wpx=128,
+            device="cpu",
+        )  # fmt: skip
+    text = "\n".join(caught.value.problems)
+    assert "RNA input learned" in text and "is the name of the base" in text and "0.5 µm" in text
 
 
 def test_sizes_that_cannot_work_are_told_together(tmp_path):

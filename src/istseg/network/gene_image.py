@@ -67,7 +67,7 @@ def blur_matrix(size: int, form: RnaForm) -> Tensor:
 def draw_squares(genes: Tensor, side: int) -> Tensor:
     """(B, 1, H, W) gene maps in which each molecule fills side × side pixels; an even square reaches one pixel further down and right, as in `rna_image`."""
     height, width = genes.shape[-2:]
-    padded = _reflected(genes, side // 2, side - 1 - side // 2)
+    padded = reflected(genes, side // 2, side - 1 - side // 2)
     shown = padded[..., :height, :width]
     for dy in range(side):
         for dx in range(side):
@@ -75,7 +75,7 @@ def draw_squares(genes: Tensor, side: int) -> Tensor:
     return shown
 
 
-def _reflected(image: Tensor, before: int, after: int) -> Tensor:
+def reflected(image: Tensor, before: int, after: int) -> Tensor:
     """Continued by reflection, borders repeated, above and left by `before` and below and right by `after` pixels."""
     rows, columns = (torch.from_numpy(reflect(-before, size + after, size)).to(image.device) for size in image.shape[-2:])
     return image[..., rows, :][..., columns]

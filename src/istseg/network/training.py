@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -153,7 +153,7 @@ def fit(
         with _seeded(recipe, epoch):
             loss, rate = _epoch(model, optimiser, train, recipe, epoch, steps_per_epoch, rna_form, device)
         if not recipe.freeze_norm:
-            _measure_statistics(model, train, recipe, epoch, rna_form, device)
+            measure_statistics(model, _shown(train, recipe, epoch, rna_form, device), device)
         figures = validate(model, validation, rna_form, device)
         seconds = time.monotonic() - started
         record = {"epoch": epoch, "train_loss": loss, **figures, "learning_rate": rate, "seconds": round(seconds, 2)}
@@ -281,9 +281,15 @@ def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: R
             yield collate(ready, rna_form, device)
 
 
+def _shown(store: PatchStore, recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs of some batches of an epoch."""
+    for stains, rna, *_ in _prepared(store, _batches(store, recipe, epoch)[:STATISTICS_BATCHES], recipe, epoch, rna_form, device):
+        yield stains, rna
+
+
 @torch.no_grad()
-def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> None:
-    """Mean statistics of some batches under the present weights [precise batch normalisation, Wu and Johnson 2021]."""
+def measure_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> None:
+    """Mean statistics of batches (stains, RNA image) under the present weights [precise batch normalisation, Wu and Johnson 2021]; leaves training mode on."""
     layers = _batch_norms(model)
     if not layers:
         return
@@ -292,7 +298,7 @@ def _measure_statistics(model: nn.Module, store: PatchStore, recipe: Recipe, epo
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches
     model.train()
-    for stains, rna, *_ in _prepared(store, _batches(store, recipe, epoch)[:STATISTICS_BATCHES], recipe, epoch, rna_form, device):
+    for stains, rna in batches:
         with autocast(device):
             model(stains, rna)
     for layer, momentum in zip(layers, momenta, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from istseg.grid import DEFAULT_WORKING_UM
 from istseg.network.card import ModelCard
 from istseg.network.dynamics import labels_from_field
 from istseg.network.inference import Predictor
@@ -26,7 +27,8 @@ from istseg.qc.matching import match_labels, precision
 
 HELD_OUT_SEED, FILTER_SEED = 99_991, 88_801
 """Seeds that no training uses: of the held-out pictures, and of those on which the filter is chosen."""
-MIN_AREA_PX = 120
+MIN_AREA_UM2 = 12.8
+"""As `segment`'s default: what is judged is what users get."""
 IOUS = (0.5, 0.75)
 MIN_FLOWS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LOGIT_THRESHOLDS = (-1.0, -0.5, 0.0)
@@ -174,7 +176,7 @@ def _tissues(seed: int, device: torch.device, per_family: int, side: int) -> Tis
 
 
 def _cells(field: Tensor, logit_threshold: float, min_flow: float, device: torch.device) -> np.ndarray:
-    return labels_from_field(field, logit_threshold, min_flow=min_flow, min_area_wpx=MIN_AREA_PX, device=device)
+    return labels_from_field(field, logit_threshold, min_flow=min_flow, min_area_wpx=MIN_AREA_UM2 / DEFAULT_WORKING_UM**2, device=device)
 
 
 def _mean_flow(field: Tensor, cells: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from istseg.network.gene_image import reflected
 from istseg.network.rna_image import FORMS
 from istseg.pretrain.paint import Scene, paint
 from istseg.pretrain.randomness import Draw, blur
@@ -156,10 +157,14 @@ def rna_images(draw: Draw, counts: Tensor) -> Tensor:
 
 
 def rna_image(counts: Tensor, form: str, stretch: Tensor | float = 1.0) -> Tensor:
-    """(B, 1, S, S): as `network.rna_image.rna_image`, in batches on the device; `stretch` (B,) is a factor on the Gaussian's width."""
-    how = FORMS[form]
-    images = counts[:, None].float()
-    if how.max_filter > 1:
-        more = how.max_filter - 1
-        images = F.max_pool2d(F.pad(images, (more, 0, more, 0)), how.max_filter, 1)
-    return how.gain * blur(images, how.sigma * torch.as_tensor(stretch, device=counts.device))
+    """(B, 1, S, S): as `network.rna_image.rna_image`, in batches on the device; `stretch`, a number or (B,), is a factor on the Gaussian's width."""
+    how, n = FORMS[form], len(counts)
+    sigma = (how.sigma * torch.as_tensor(stretch, device=counts.device)).expand(n)
+    radius = int(4 * float(sigma.max()) + 0.5)
+    before = how.max_filter // 2
+    images = F.max_pool2d(reflected(counts[:, None].float(), before, how.max_filter - 1 - before), how.max_filter, 1)
+    offset = torch.arange(-radius, radius + 1, device=counts.device)
+    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    images = F.conv2d(reflected(images, radius, radius).transpose(0, 1), kernel[:, None, :, None], groups=n)
+    return how.gain * F.conv2d(images, kernel[:, None, None], groups=n).transpose(0, 1)

@@ -68,7 +68,8 @@ class Controls:
     transcripts_per_um2
         Mean density.
     gone
-        (B, MAX_CELLS + 1) share of each cell's contour that is missing in all ring stains, and (same shape) where it begins, as shares of a turn.
+        (B, MAX_CELLS + 1) share of each cell's contour that is missing in all ring stains, its neighbours' side included, and (same shape) where it begins, as
+        shares of a turn.
     """
 
     clean: bool = False
@@ -303,7 +304,9 @@ def _contour(draw: Draw, scene: Scene, controls: Controls) -> tuple[Tensor, Tens
         share = draw.chance(draw.uniform(0, 0.7, n, 1), *shape) * draw.uniform(0.05, 0.95, *shape)
         contour = contour * _kept(scene, share, draw.unit(*shape))
     if controls.gone is not None:
-        contour = contour * _kept(scene, *controls.gone)
+        # The neighbour's side of the line goes too, or the contour would still be there.
+        gone = F.max_pool2d((1 - _kept(scene, *controls.gone)) * wide, 5, 1, 2)
+        contour = contour * (1 - gone)
     return contour, wide
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from istseg.artifacts.files import whole, write_json
 from istseg.errors import InputError
+from istseg.grid import DEFAULT_WORKING_UM
 from istseg.network import weights
 from istseg.network.card import ModelCard
 from istseg.network.inference import open_device
@@ -43,7 +44,7 @@ def run(*, out: Path, name: str, base: str, base_sha256: str | None, recipe: Rec
     Raises
     ------
     InputError
-        If sizes do not fit the network or the painter, or the base cannot be used; all at once.
+        If sizes do not fit the network or the painter, or the base cannot be used or has the new model's name; all at once.
     DeviceError
         If the device is not there.
     """
@@ -58,6 +59,8 @@ def run(*, out: Path, name: str, base: str, base_sha256: str | None, recipe: Rec
         loaded = weights.new(recipe.seed) if base == SCRATCH else weights.load(base, base_sha256)
     except InputError as error:
         problems += error.problems
+    if loaded is not None:
+        problems += _base_problems(loaded[1], name)
     if problems or loaded is None:
         raise InputError(problems)
     place = open_device(device)
@@ -81,6 +84,20 @@ def run(*, out: Path, name: str, base: str, base_sha256: str | None, recipe: Rec
     tuned = judge(out, trained.model, tuned, place, pictures_per_family, picture_wpx, measured)
     write_json(out / "curves.json", {"name": name, "steps": trained.curve})
     log.info("%s: %s", out / "model.safetensors", tuned.sha256)
+
+
+def _base_problems(card: ModelCard, name: str) -> list[str]:
+    """Why painted tissue cannot teach this base."""
+    problems = []
+    if card.rna_input != "density":
+        problems.append(f"--base: {card.name} has the RNA input {card.rna_input}; painted tissue has no genes: give a base with the RNA input density.")
+    if card.name == name:
+        problems.append(f"--name {name}: is the name of the base; give another, so that the two can be told apart.")
+    try:
+        card.check_tile(DEFAULT_WORKING_UM, "painted tissue")
+    except InputError as error:
+        problems += error.problems
+    return problems
 
 
 def judge(
