@@ -64,6 +64,7 @@ def patch_of(t: Tissue, gy: int, gx: int, sample: str = "s", cells: np.ndarray |
     columns = np.clip(np.arange(x0, x0 + SIZE), 0, t.cells.shape[1] - 1)
     inside = np.zeros((SIZE, SIZE), bool)
     inside[np.ix_((rows == np.arange(y0, y0 + SIZE)), (columns == np.arange(x0, x0 + SIZE)))] = True
+    box = max(-y0, 0), max(-x0, 0), min(t.cells.shape[0] - y0, SIZE), min(t.cells.shape[1] - x0, SIZE)
     at = np.ix_(rows, columns)
     window = np.where(inside, labels[at], 0)
     unlabelled = (window % 10) < drop * 10
@@ -85,6 +86,7 @@ def patch_of(t: Tissue, gy: int, gx: int, sample: str = "s", cells: np.ndarray |
         nuclei=np.where(inside, t.nuclei[at], 0).astype(np.int32) if know_nuclei else None,
         genes=t.genes[at],
         gene_names=GENES,
+        mosaic_box=box,
     )
 
 

@@ -2,7 +2,7 @@
  * TRAIN: fine-tune the network on curated patches, then accept it or keep the base.
  *
  * in   name of the model (a sample or `cohort`); folders of patches; base weights, [] for training from scratch
- * out  model.safetensors; curves.json, decision.json, model_card.json
+ * out  model.safetensors; curves.json, decision.json, model_card.json; refused.safetensors where the base was kept after a training
  */
 process TRAIN {
     tag "${meta.id}"
@@ -16,6 +16,7 @@ process TRAIN {
     output:
     tuple val(meta), path("${meta.id}/model/model.safetensors"), emit: model
     tuple val(meta), path("${meta.id}/model/*.json", arity: '1..*'), emit: records
+    tuple val(meta), path("${meta.id}/model/refused.safetensors"), emit: refused, optional: true
     tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
 
     script:

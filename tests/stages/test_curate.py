@@ -85,7 +85,7 @@ def test_patches_are_what_the_network_sees(curated):
         inside = tile.window_grid.clip(box)
         outside = np.ones((512, 512), bool)
         outside[inside[0] - box[0] : inside[2] - box[0], inside[1] - box[1] : inside[3] - box[1]] = False
-        assert outside.any()
+        assert outside.any() and np.array_equal(patch.inside_mosaic(), ~outside)
         assert not patch.labels[:, outside].any() and not patch.teach[:, outside].any()
 
 

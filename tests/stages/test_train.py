@@ -186,6 +186,28 @@ def test_rna_input_and_panel_of_a_base(tmp_path, caplog):
         run(tmp_path / "patches", tmp_path / "out2", base=str(tmp_path / "other.safetensors"))
 
 
+def test_the_panel_of_every_sample_is_checked(tmp_path):
+    model, card = weights.new(0, rna_input="learned", genes=GENES)
+    weights.save(tmp_path / "learned.safetensors", model, card)
+    write_patches(tmp_path / "a", 3, "a")
+    write_patches(tmp_path / "b", 2, "b")
+    for path in (tmp_path / "b").iterdir():
+        dataclasses.replace(Patch.read(path), gene_names=list("vwxy")).write(path)
+    with pytest.raises(InputError, match="patches of b: 0 of the 4 genes") as error:
+        run([tmp_path / "a", tmp_path / "b"], tmp_path / "out", base=str(tmp_path / "learned.safetensors"))
+    assert len(error.value.problems) == 1 and not (tmp_path / "out").exists()
+
+
+def test_what_earlier_tries_left_is_no_patch_and_no_result(tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    out = tmp_path / "patches" / "model"
+    (out / ".targets" / "train").mkdir(parents=True)
+    np.savez(out / ".targets" / "train" / "00000_target0.npz", flow=np.zeros(3))
+    (out / "refused.safetensors").write_bytes(b"of an earlier try")
+    run(tmp_path / "patches", out, base="scratch", epochs=1, crop_wpx=64)
+    assert sorted(p.name for p in out.iterdir()) == ["curves.json", "decision.json", "model.safetensors", "model_card.json"]
+
+
 def test_patches_without_a_gene_map_train_the_density_only(tmp_path):
     write_patches(tmp_path / "patches", 2)
     old = sorted((tmp_path / "patches").iterdir())

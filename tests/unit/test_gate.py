@@ -250,6 +250,22 @@ def test_a_model_that_has_learnt_the_truth_is_accepted(base):
     assert accepted, reason
 
 
+def test_the_reflection_outside_the_mosaic_does_not_count():
+    nuclei = image((1, 22, 22, 28, 28), (2, 44, 44, 48, 48))
+    counts = np.zeros((SIZE, SIZE), np.uint16)
+    counts[20:30, 20:30] = counts[70:80, 20:30] = 1
+    p = patch([(1, 20, 20, 30, 30)], [], counts, nuclei)
+    p.mosaic_box = (10, 0, 50, 90)
+    # 1 has its nucleus, 2 is the reflection of 1, of 3 the half with the nucleus lies inside.
+    cells = image((1, 20, 20, 30, 30), (2, 70, 20, 80, 30), (3, 42, 42, 58, 50))
+    figures = judged(p, cells).figures()
+    assert figures["predicted_cells"] == 2 and figures["transcripts_in_cells"] == 1
+    assert figures["cells_without_nucleus"] == figures["spurious_rate"] == 0 and figures["nuclei_in_own_cell"] == 1
+    assert figures["density_in_cells"] == pytest.approx((100 / 164) / (36 / 52))
+    p.mosaic_box = None
+    assert judged(p, cells).figures()["predicted_cells"] == 3
+
+
 def test_guards_by_hand():
     nuclei = image((1, 22, 22, 28, 28), (2, 42, 22, 48, 28), (3, 62, 22, 68, 28), (4, 62, 32, 68, 38))
     counts = np.zeros((SIZE, SIZE), np.uint16)

@@ -17,14 +17,14 @@ from istseg.errors import InputError
 from istseg.network import weights
 from istseg.network.augment import quarter_turns, rotate
 from istseg.network.card import ModelCard
-from istseg.network.coexpression import GREY, MIN_MOLECULES, Molecules, coexpression, colours
+from istseg.network.coexpression import GREY, MIN_MOLECULES, Molecules, _molecules, coexpression, colours
 from istseg.network.dataset import PatchStore, find_patches
 from istseg.network.field import blend_windows
 from istseg.network.gene_image import GeneImage, draw_squares
 from istseg.network.inference import Predictor, open_device
 from istseg.network.rna_image import FORMS, RnaForm, rna_image
 from network_fixtures import cut, golden, paint
-from training_fixtures import GENES, write_patches
+from training_fixtures import GENES, patch_of, tissue, write_patches
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,13 @@ def test_areas_do_not_see_each_other_and_margins_count_as_neighbours_only():
     margin = Molecules(at, a.gene, np.array([True, False, False]))
     matrix, molecules = coexpression([margin, b], 2, 10, seed=0, radius_um=4)
     assert matrix == pytest.approx(np.corrcoef(near[[0, 3, 4, 5]].T)) and molecules.tolist() == [3, 1]
+
+
+def test_the_cores_of_windows_share_no_molecule_at_the_border_either():
+    t = tissue(250, 230)
+    areas = [_molecules(patch_of(t, gy, gx), GENES) for gy in range(3) for gx in range(3)]
+    assert sum(area.centre.sum() for area in areas) == (t.genes > 0).sum()
+    assert len(areas[8].centre) == (t.genes[176:, 176:] > 0).sum(), "no neighbour is a reflection"
 
 
 def test_colours_of_hardly_anything_are_grey():

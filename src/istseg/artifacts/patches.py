@@ -19,6 +19,7 @@ import numpy as np
 from istseg.artifacts.files import whole
 from istseg.artifacts.genes import places
 from istseg.errors import InputError
+from istseg.grid import Box
 
 _ARRAYS = ("stains", "counts", "labels", "teach")
 _OPTIONAL = ("nuclei", "genes")
@@ -43,6 +44,9 @@ class Patch:
         Gene map (`artifacts.genes`) in the numbers of `gene_names`; None in patches of early versions. Networks with gene colours need it.
     gene_names
         Genes that the map shows.
+    mosaic_box
+        (y0, x0, y1, x1) in pixels of the patch: the part inside the mosaic; None in patches of early versions, which count as inside throughout. What lies
+        outside is a reflection: the network sees it, nothing may be counted there.
     """
 
     sample: str
@@ -60,11 +64,19 @@ class Patch:
     nuclei: np.ndarray | None = field(default=None, repr=False)
     genes: np.ndarray | None = field(default=None, repr=False)
     gene_names: list[str] = field(default_factory=list, repr=False)
+    mosaic_box: Box | None = None
 
     def normalised(self) -> np.ndarray:
         """(c, y, x) float32: the sample's 1st percentile → 0, 99th → 1."""
         low, high = np.asarray(self.ranges, np.float32).T[:, :, None, None]
         return np.where(high > low, (self.stains.astype(np.float32) - low) / np.maximum(high - low, np.float32(1e-6)), np.float32(0))
+
+    def inside_mosaic(self) -> np.ndarray:
+        """(y, x) bool: pixels that are no reflection."""
+        y0, x0, y1, x1 = self.mosaic_box or (0, 0, *self.counts.shape)
+        inside = np.zeros(self.counts.shape, bool)
+        inside[y0:y1, x0:x1] = True
+        return inside
 
     def gene_map(self, genes: Sequence[str]) -> np.ndarray:
         """(y, x) int32 gene map in the numbers of `genes`; a pixel that shows a gene which is not in the list is 0.
@@ -95,4 +107,6 @@ class Patch:
             raise InputError(f"{path}: is not a training patch of the stage curate ({error}).") from None
         meta["window"] = tuple(meta["window"])
         meta["ranges"] = [tuple(r) for r in meta["ranges"]]
+        if meta.get("mosaic_box") is not None:
+            meta["mosaic_box"] = tuple(meta["mosaic_box"])
         return cls(**meta, **arrays)

@@ -128,7 +128,8 @@ def patch_colours(refs: Sequence[PatchRef], genes: Sequence[str], seed: int) -> 
 
 
 def _molecules(patch: Patch, genes: Sequence[str]) -> Molecules:
-    shown = patch.gene_map(genes)
+    # A reflected molecule is none: it would be a centre twice, and lie beside itself.
+    shown = np.where(patch.inside_mosaic(), patch.gene_map(genes), 0)
     margin = patch.overlap // 2
     y, x = np.nonzero(shown)
     height, width = shown.shape

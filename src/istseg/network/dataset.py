@@ -62,13 +62,15 @@ class Split:
 def find_patches(folders: Iterable[str | Path]) -> list[PatchRef]:
     """All patches below the folders, in order of sample and window; only their descriptions are read.
 
+    Folders below whose name begins with a dot are skipped: a training that was killed leaves its flow targets in one.
+
     Raises
     ------
     InputError
         If a file is no patch, or two are of the same window of one sample.
     """
     problems, refs = [], {}
-    for path in sorted({p.resolve() for folder in folders for p in Path(folder).rglob("*.npz")}):
+    for path in sorted({p.resolve() for folder in folders for p in Path(folder).rglob("*.npz") if not _hidden(p, Path(folder))}):
         try:
             with np.load(path, allow_pickle=False) as stored:
                 meta = json.loads(str(stored["meta"]))
@@ -87,6 +89,10 @@ def find_patches(folders: Iterable[str | Path]) -> list[PatchRef]:
     if problems:
         raise InputError(problems)
     return sorted(refs.values())
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
 
 
 def gene_counts(refs: Iterable[PatchRef]) -> Counter[str]:

@@ -21,7 +21,7 @@ What no rule here can see: outlines that are wrong between touching cells, where
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,10 @@ def predict(predictor: Predictor, patch: Patch) -> np.ndarray:
 
 
 def judge(patch: Patch, predicted: np.ndarray, tally: Tally) -> None:
-    """Add the cells predicted in one patch to the tally."""
+    """Add the cells predicted in one patch to the tally; of a cell that reaches out of the mosaic the part inside."""
+    inside = patch.inside_mosaic()
+    patch = replace(patch, counts=np.where(inside, patch.counts, 0))
+    predicted = np.where(inside, predicted, 0)
     mine = _central(predicted, patch.overlap // 2)
     tally.predicted += len(mine)
     stand_ins = patch.stand_ins if patch.stand_ins is not None else [[]] * len(patch.labels)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def _step(model: nn.Module, batch: Batch, recipe: Recipe, device: str) -> LossSu
         with autocast(device):
             output = model(stains, rna)
         sums = loss_sums(output, *wanted)
-        ((sums.flow + sums.cell) / pixels.clamp_min(1)).backward()
+        replace(sums, pixels=pixels).loss.backward()
         parts.append((sums.flow.detach(), sums.cell.detach()))
     return LossSums(sum(p[0] for p in parts), sum(p[1] for p in parts), pixels)
 

@@ -162,7 +162,8 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
         objects = max((len(np.setdiff1d(curated.labels[layer][part], [0])) for layer in layers), default=0)
         if objects < min_objects:
             continue
-        place = np.s_[:, inside[0] - box[0] : inside[2] - box[0], inside[1] - box[1] : inside[3] - box[1]]
+        in_patch = inside[0] - box[0], inside[1] - box[1], inside[2] - box[0], inside[3] - box[1]
+        place = np.s_[:, in_patch[0] : in_patch[2], in_patch[1] : in_patch[3]]
         labels = np.zeros((len(layers), grid.window, grid.window), np.int32)
         teach = np.zeros(labels.shape, bool)
         nuclei = np.zeros(labels.shape[1:], np.int32)
@@ -188,6 +189,7 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
             nuclei=nuclei,
             genes=gene_map[1:].reshape(nuclei.shape).astype(np.uint16),
             gene_names=[names[i - 1] for i in shown[1:]],
+            mosaic_box=in_patch,
         ).write(folder / f"{tile.tile_id}_w{gy}_{gx}.npz")
         written += 1
     return written

@@ -26,6 +26,7 @@ from istseg.progress import track
 log = logging.getLogger("istseg")
 
 SCRATCH = "scratch"
+REFUSED = "refused.safetensors"
 
 
 def run(
@@ -93,6 +94,7 @@ def run(
     # Beside the results: a training that is killed leaves its targets where the next try removes them.
     work = out / ".targets"
     shutil.rmtree(work, ignore_errors=True)
+    (out / REFUSED).unlink(missing_ok=True)
     try:
         parts = split(refs, validation_fraction, holdout_fraction, seed)
         train_store, validation_store = _stores(parts, work, device, card.genes)
@@ -139,7 +141,7 @@ def run(
         card = replace(tuned, sha256=weights.save(out / "model.safetensors", model, tuned))
     else:
         # For whoever wants to see what was refused; no later stage reads it.
-        weights.save(out / "refused.safetensors", model, tuned)
+        weights.save(out / REFUSED, model, tuned)
         card = _keep_base(Path(base), card, out / "model.safetensors")
     write_json(out / "model_card.json", card.as_dict() | {"attempt": facts, "decision": decision})
     write_json(out / "curves.json", _curves(samples, name, fitted, base))
@@ -195,12 +197,15 @@ def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[st
         return [f"{without[0].path}: this patch and {len(without) - 1} others have no gene map, which the RNA input {card.rna_input} needs; run curate again."]
     if not card.genes:
         return [f"{refs[0].path}: this patch and {len(refs) - 1} others show no transcript; use --rna-input density."]
-    try:
-        if base != SCRATCH:
-            card.check_panel(gene_counts(refs), "the patches of " + ", ".join(sorted({ref.sample for ref in refs})))
-    except InputError as error:
-        return error.problems
-    return []
+    if base == SCRATCH:
+        return []
+    problems = []
+    for sample in sorted({ref.sample for ref in refs}):
+        try:
+            card.check_panel(gene_counts(ref for ref in refs if ref.sample == sample), f"the patches of {sample}")
+        except InputError as error:
+            problems += error.problems
+    return problems
 
 
 def _stores(parts: Split, work: Path, device: str, genes: list[str]) -> tuple[PatchStore, PatchStore]:
