@@ -41,7 +41,7 @@ from istseg.artifacts.tiles import Tile
 from istseg.qc.matching import boundary_ious, match_labels, scores
 from istseg.teachers.vendor import rasterise
 
-BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v0.safetensors"
+BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v1.safetensors"
 STAIN = "Cellbound1"
 IOU = 0.5
 MISSING, MERGED, JITTER_UM = 0.2, 0.05, 0.25

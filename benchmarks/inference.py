@@ -40,7 +40,7 @@ from istseg.qc.matching import match_labels, scores
 from istseg.stages import segment
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "assets" / "models" / "istseg-sim-v0.safetensors"
+MODEL = ROOT / "assets" / "models" / "istseg-sim-v1.safetensors"
 SIDE_PX = 1200
 PIXEL_UM = 0.108
 MASKS_AND_POLYGONS = ("masks", "polygons")

@@ -27,8 +27,8 @@ from istseg.qc.matching import match_labels, precision
 
 HELD_OUT_SEED, FILTER_SEED = 99_991, 88_801
 """Seeds that no training uses: of the held-out pictures, and of those on which the filter is chosen."""
-MIN_AREA_UM2 = 12.8
-"""As `segment`'s default: what is judged is what users get."""
+MIN_AREA_PX = 12.8 / DEFAULT_WORKING_UM**2
+"""`segment`'s default of 12.8 µm²: what is judged is what users get."""
 IOUS = (0.5, 0.75)
 MIN_FLOWS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LOGIT_THRESHOLDS = (-1.0, -0.5, 0.0)
@@ -71,7 +71,9 @@ CONDITIONS: dict[str, Condition] = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A held-out picture: `inputs` (1, C, S, S) for the network; `truth` (S, S) cells that can be seen, `unseen` (S, S) bool the others."""
+    """A held-out picture: `inputs` (1, C, S, S) for the network; `truth` (S, S) cells that can be seen, `unseen` (S, S) bool the others, too small ones
+    included.
+    """
 
     inputs: Tensor
     truth: np.ndarray
@@ -95,7 +97,8 @@ def evaluate(
     Returns
     -------
     One record per condition: `condition`, `cells`, `ap@0.5`, `ap@0.75`, `mean_best_iou`, `found@0.5` (share of true cells), `false@0.5` (share of predicted
-    cells that match none). Cells that neither a visible nucleus nor a stain shows count neither as missed nor as found.
+    cells that match none). Cells that neither a visible nucleus nor a stain shows, and cells below
+    segment's smallest area, count neither as missed nor as found.
     """
     predictor = Predictor(model, card, device)
     tissues = _tissues(HELD_OUT_SEED, device, per_family, side)
@@ -142,7 +145,7 @@ def pictures(tissues: Tissues, condition: Condition, rna_form: str, seed: int, d
         controls = replace(condition.controls, gone=gone) if condition.gone else condition.controls
         stains, counts = paint(draw, Scene(labels, nuclei), condition.membranes, controls)
         counts = _thinned(counts, condition.rna_kept, Draw(seed, device))
-        shown = seen(Crops(labels, nuclei, torch.empty(0)), stains)[0]
+        shown = seen(Crops(labels, nuclei, torch.empty(0)), stains)[0] & _large_enough(labels[0])
         truth = (labels[0] * shown).cpu().numpy().astype(np.int32)
         yield Picture(torch.cat((stains, rna_image(counts, rna_form)), 1), truth, ((labels[0] > 0) & ~shown).cpu().numpy())
 
@@ -176,13 +179,18 @@ def _tissues(seed: int, device: torch.device, per_family: int, side: int) -> Tis
 
 
 def _cells(field: Tensor, logit_threshold: float, min_flow: float, device: torch.device) -> np.ndarray:
-    return labels_from_field(field, logit_threshold, min_flow=min_flow, min_area_wpx=MIN_AREA_UM2 / DEFAULT_WORKING_UM**2, device=device)
+    return labels_from_field(field, logit_threshold, min_flow=min_flow, min_area_wpx=MIN_AREA_PX, device=device)
 
 
 def _mean_flow(field: Tensor, cells: np.ndarray) -> np.ndarray:
     """Mean length of the flow of each label, by label."""
     length = field[:2].square().sum(0).sqrt().cpu().numpy()
     return np.bincount(cells.ravel(), weights=length.ravel()) / np.maximum(np.bincount(cells.ravel()), 1)
+
+
+def _large_enough(labels: Tensor) -> Tensor:
+    """(S, S) bool: cells that are not smaller than the smallest that is kept (many at the picture's edge are cut)."""
+    return (torch.bincount(labels.flatten()) >= MIN_AREA_PX)[labels]
 
 
 def _thinned(counts: Tensor, kept: float, draw: Draw) -> Tensor:
