@@ -102,7 +102,7 @@ def with_less_rna(sample: Sample, folder: Path, kept: float, seed: int) -> Sampl
     tile = Tile.read(sample.tile.folder)
     transcripts = tile.transcripts()
     chosen = np.random.default_rng(seed).random(len(transcripts)) < kept
-    tile.write(folder / "tiles" / tile.tile_id, sample.tile.raw_stains(), transcripts[chosen])
+    tile.write(folder / "tiles" / tile.tile_id, sample.tile.raw_stains(), transcripts[chosen], tile.sample_genes())
     thinned = Sample(folder)
     thinned.truth = sample.truth
     return thinned

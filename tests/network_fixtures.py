@@ -84,6 +84,7 @@ def cut(
     scale = 1 / WORKING_UM
     affine = [[scale, 0.0, -ORIGIN_UM[0] * scale], [0.0, scale, -ORIGIN_UM[1] * scale], [0.0, 0.0, 1.0]]
     index = TileIndex(sample, grid.as_dict(), windows_per_side, WORKING_UM, affine, [], [], 1.0)
+    genes = painting.transcripts.loc[~painting.transcripts["is_control"], "gene"].value_counts().to_dict()
     folders = []
     for ty, tx in grid.tiles(windows_per_side):
         name = tile_id(ty, tx)
@@ -97,7 +98,7 @@ def cut(
         y0, x0, y1, x1 = region
         t = painting.transcripts
         own = t[(t.y_wpx >= y0) & (t.y_wpx < y1) & (t.x_wpx >= x0) & (t.x_wpx < x1)]
-        tile.write(folder / name, painting.stains[:, y0:y1, x0:x1], own)
+        tile.write(folder / name, painting.stains[:, y0:y1, x0:x1], own, genes)
         index.tiles.append({"tile_id": name, "core": core, "region": region, "n_windows": len(windows), "n_transcripts": len(own)})
         folders.append(folder / name)
     index.write(folder / "tiles.json")

@@ -144,6 +144,7 @@ def _tiles(world: World, membranes: tuple[str, ...], n: int) -> None:
     working = apply_affine(affine(WORKING_UM), world.points[["x", "y"]].to_numpy())
     folder = world.root / "tiles"
     records = []
+    genes = world.points.loc[~world.points["is_control"], "gene"].value_counts().to_dict()
     for ty, tx in grid.tiles(n):
         core, region = grid.tile_core(ty, tx, n), grid.tile_region(ty, tx, n)
         y0, x0, y1, x1 = region
@@ -162,7 +163,7 @@ def _tiles(world: World, membranes: tuple[str, ...], n: int) -> None:
             WORKING_UM,
             affine(WORKING_UM).tolist(),
         )
-        tile.write(folder / tile.tile_id, stains[:, y0:y1, x0:x1], table)
+        tile.write(folder / tile.tile_id, stains[:, y0:y1, x0:x1], table, genes)
         records.append({"tile_id": tile.tile_id, "core": core, "region": region, "n_windows": n * n, "n_transcripts": len(table)})
     TileIndex("s1", grid.as_dict(), n, WORKING_UM, affine(WORKING_UM).tolist(), records, [], 1.0).write(folder / "tiles.json")
     step = 4

@@ -125,6 +125,11 @@ def check_together(given) {
     if (given.base_model == 'scratch' && given.finetune == 'none') {
         problems += ['--base_model: `scratch` is an untrained network; add --finetune sample or cohort, or give weights.']
     }
+    if (given.base_model != 'scratch') {
+        problems += ['backbone', 'rna_input'].findAll { name -> given[name] }.collect { name ->
+            "--${name}: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."
+        }
+    }
     if (given.contain instanceof Number && given.intersect instanceof Number && given.intersect >= given.contain) {
         problems += ["--intersect: must be below --contain (${given.contain}), it is ${given.intersect}."]
     }

@@ -40,6 +40,14 @@ class TeacherName(str, enum.Enum):
     vendor = "vendor"
 
 
+class Precision(str, enum.Enum):
+    """Precisions of `istseg.network.inference`."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    float32 = "float32"
+
+
 class Backbone(str, enum.Enum):
     """Backbones of `istseg.network.model`."""
 
@@ -54,6 +62,11 @@ class RnaInput(str, enum.Enum):
     density = "density"
     coexpression = "coexpression"
     learned = "learned"
+
+
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the network's arithmetic; `auto`: bf16 where the hardware multiplies it fast (GPU, CPU with AMX), else float32.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -226,6 +239,7 @@ def train(
     max_patches: Annotated[int, typer.Option(min=4, help="More patches than this are thinned out evenly.")] = 800,
     crop_wpx: Annotated[int, typer.Option(min=64, max=512, help="Side of the random crop that is trained on.")] = 512,
     device: Device = "cpu",
+    precision: PrecisionOption = Precision.auto,
     seed: Seed = 0,
 ) -> None:
     """Fine-tune the network on curated patches, then accept it or keep the base."""
@@ -235,7 +249,7 @@ def train(
         patches=patches, out=out, name=name, base=base, base_sha256=base_sha256, backbone=backbone.value if backbone else None,
         rna_input=rna_input.value if rna_input else None, epochs=epochs, patience=patience, learning_rate=learning_rate, batch_size=batch_size,
         membrane_dropout=membrane_dropout, validation_fraction=validation_fraction, holdout_fraction=holdout_fraction,
-        max_patches=max_patches, crop_wpx=crop_wpx, device=device, seed=seed,
+        max_patches=max_patches, crop_wpx=crop_wpx, device=device, precision=precision.value, seed=seed,
     )  # fmt: skip
 
 
@@ -252,13 +266,14 @@ def segment(
     flow_steps: Annotated[int, typer.Option(min=10)] = 60,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
     device: Device = "cpu",
+    precision: PrecisionOption = Precision.auto,
 ) -> None:
     """Segment tiles with the network."""
     from istseg.stages import segment as stage
 
     stage.run(
         tiles=tile, model=model, out=out, model_sha256=model_sha256, logit_threshold=logit_threshold, min_flow=min_flow,
-        flow_error=flow_error, min_cell_area_um2=min_cell_area_um2, flow_steps=flow_steps, batch_size=batch_size, device=device,
+        flow_error=flow_error, min_cell_area_um2=min_cell_area_um2, flow_steps=flow_steps, batch_size=batch_size, device=device, precision=precision.value,
     )  # fmt: skip
 
 

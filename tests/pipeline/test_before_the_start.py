@@ -43,6 +43,9 @@ BAD_PARAMETERS = [
     ("--max_memory", "much", "--max_memory: 'much' is not of the right form."),
     ("--compare", "maybe", "--compare: must be true or false, it is 'maybe'."),
     ("--container_tag", "a b", "--container_tag: 'a b' is not of the right form."),
+    ("--backbone", "swin", "--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."),
+    ("--rna_input", "learned", "--rna_input: only an untrained network takes it"),
+    ("--precision", "half", "--precision: 'half' is none of auto, bf16, float32"),
     ("--input", "missing.csv", "--input: there is no file "),
 ]
 

@@ -17,7 +17,6 @@ import yaml
 from conftest import ROOT
 from istseg import __version__
 from istseg.cli import app
-from istseg.network.training import EPOCHS, PATIENCE
 
 pytestmark = pytest.mark.pipeline
 
@@ -38,8 +37,6 @@ NOT_OPTIONS |= {
     "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
 }  # fmt: skip
-FINE_TUNING = {"epochs": {None: EPOCHS["fine-tuning"]}, "patience": {None: PATIENCE["fine-tuning"]}}
-"""Options whose default depends on the base; the pipeline's is that of fine-tuning."""
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
 )
@@ -62,7 +59,8 @@ def options_of_commands() -> dict[str, dict[str, Option]]:
             kind, option = get_args(parameter.annotation)
             default = None if parameter.default is inspect.Parameter.empty else getattr(parameter.default, "value", parameter.default)
             options[name] = Option(default, option.min, option.max, "Path" in str(kind))
-    del found["simulate"]
+    # Commands beside the pipeline.
+    del found["simulate"], found["pretrain"]
     return found
 
 
@@ -98,8 +96,7 @@ def test_parameters_and_options_of_the_commands_agree():
         found = [commands[where[0]][where[1]]] if where else named
         assert found, f"{name}: no command has such an option"
         for option in found:
-            default = FINE_TUNING[name][option.default] if name in FINE_TUNING else option.default
-            assert default == rule.get("default"), f"{name}: the command's default is {option.default}"
+            assert option.default == rule.get("default"), f"{name}: the command's default is {option.default}"
             assert option.low is None or rule["minimum"] >= option.low, name
             assert option.high is None or rule["maximum"] <= option.high, name
 
@@ -160,7 +157,7 @@ def test_lint_finds_a_broken_module(tmp_path):
 
 
 def test_every_module_is_complete():
-    stages = {path.stem for path in (ROOT / "src" / "istseg" / "stages").glob("[a-z]*.py")} - {"simulate"}
+    stages = {path.stem for path in (ROOT / "src" / "istseg" / "stages").glob("[a-z]*.py")} - {"simulate", "pretrain"}
     assert {path.name for path in (ROOT / "modules").iterdir()} == stages
     for stage in stages:
         text = (ROOT / "modules" / stage / "main.nf").read_text()

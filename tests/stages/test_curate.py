@@ -110,7 +110,7 @@ def _by_hand(tmp_path, nuclei, cells, layer="cells_Ring"):
     y, x = np.mgrid[1:size:3, size // 4 : size : 3]
     points = tile.transcripts().iloc[:1]
     points = points.loc[points.index.repeat(y.size)].assign(x_wpx=x.ravel() + 0.5, y_wpx=y.ravel() + 0.5, is_control=False)
-    tile.write(tmp_path / "tile", np.asarray(tile.raw_stains()), points)
+    tile.write(tmp_path / "tile", np.asarray(tile.raw_stains()), points, tile.sample_genes())
     import pandas as pd
 
     images = {"nuclei": _paint(size, nuclei), layer: _paint(size, cells)}

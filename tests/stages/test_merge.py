@@ -24,7 +24,16 @@ from istseg.locate import LabelLocator
 from istseg.stages import merge
 from network_fixtures import ORIGIN_UM, WORKING_UM, cut, paint
 
-MODEL = {"model": "m", "model_sha256": "aa", "parameters": {"min_flow": 0.0}, "seconds": 1.5}
+MODEL = {
+    "model": "m",
+    "model_sha256": "aa",
+    "parameters": {"min_flow": 0.0},
+    "device": "cpu",
+    "precision": "bfloat16",
+    "network": "fused",
+    "seconds": 1.5,
+    "finishing_seconds": 0.25,
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,8 @@ def test_the_tiling_does_not_matter(painting, merged, tmp_path, per_side):
     record = read_json(paths["out"] / "merge.json", "merge")
     assert record["n_tiles"] > 1
     assert all(s["conflict_pixels"] == 0 for s in record["segmentations"].values())
-    assert record["segmentations"]["istseg"]["method"]["seconds"] == 1.5 * record["n_tiles"]
+    method = record["segmentations"]["istseg"]["method"]
+    assert (method["seconds"], method["finishing_seconds"]) == (1.5 * record["n_tiles"], 0.25 * record["n_tiles"])
 
 
 def test_numbers_follow_the_centroid(painting, merged):
@@ -212,6 +222,17 @@ def test_all_missing_and_foreign_tiles_are_named(painting, tmp_path):
         "different models",
     ):
         assert word in text
+    assert not paths["out"].exists()
+
+
+@pytest.mark.parametrize(("key", "other"), [("precision", "float32"), ("device", "cuda"), ("network", "plain")])
+def test_tiles_of_different_arithmetic_are_refused(painting, tmp_path, key, other):
+    paths = prepare(tmp_path, painting, 1)
+    meta = paths["cells"] / "y000x001" / "meta.json"
+    record = read_json(meta, "")
+    write_json(meta, record | {"method": record["method"] | {key: other}})
+    with pytest.raises(InputError, match=f"different arithmetic.*{other}.*1 tiles, e.g. y000x001.*set --precision.*run segment again"):
+        merge.run(**paths)
     assert not paths["out"].exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.files import read_json, sha256, write_json
-from istseg.artifacts.labels import TileLabels
+from istseg.artifacts.labels import TileLabels, describe
 from istseg.artifacts.tiles import Tile
 from istseg.errors import DeviceError, InputError
 from istseg.grid import WindowGrid
 from istseg.network import weights
-from istseg.network.inference import Predictor, open_device
+from istseg.network.card import PANEL_MIN_TRANSCRIPTS
+from istseg.network.fused import FusedRna2Seg
+from istseg.network.inference import Predictor, choose_precision, open_device
 from istseg.stages import segment
 from network_fixtures import BASE_MODEL, best_iou, cut, paint
 
 DEFAULTS = {
     "model": BASE_MODEL, "model_sha256": None, "logit_threshold": None, "min_flow": None, "flow_error": 0.9, "min_cell_area_um2": 12.8,
-    "flow_steps": 60, "batch_size": 1, "device": "cpu",
+    "flow_steps": 60, "batch_size": 1, "device": "cpu", "precision": "auto",
 }  # fmt: skip
 
 
@@ -127,7 +130,8 @@ def test_same_input_same_bytes_and_the_record_says_how(painting, one, tmp_path):
     assert method["model"] == "istseg-sim-v1"
     assert method["model_sha256"] == sha256(BASE_MODEL)
     assert method["parameters"] == {"logit_threshold": -0.5, "min_flow": 0.3, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60}
-    assert (method["device"], method["windows"], method["seconds"] > 0) == ("cpu", 9, True)
+    assert (method["device"], method["network"], method["windows"]) == ("cpu", "fused", 9)
+    assert method["seconds"] == pytest.approx(method["prediction_seconds"] + method["finishing_seconds"], abs=0.002)
 
 
 def test_batch_size_does_not_matter(painting, one, tmp_path):
@@ -227,3 +231,59 @@ def test_reduced_precision_stays_near_float32(painting, one):
     full = Predictor(model, card, open_device("cpu"), torch.float32).predict(window)
     assert (low - full)[:, :2].abs().mean() < 0.05
     assert ((low[:, 2] > -0.5) == (full[:, 2] > -0.5)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", "bfloat16"), ("float32", "float32")])
+def test_the_same_precision_on_every_processor(painting, tmp_path, monkeypatch, caplog, precision, expected):
+    """With and without AMX: what is asked for is used, and `auto` is as fast as the processor."""
+    tiles = cut(painting, tmp_path / "tiles", 9)
+    found = []
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert choose_precision("auto", torch.device("cpu")) == (torch.bfloat16 if amx else torch.float32)
+        (labels,) = run(tiles, tmp_path / f"{amx}", precision=precision).values()
+        assert labels.method["precision"] == expected
+        found.append(labels.layers["cells"])
+        assert ("does not multiply bfloat16 fast" in caplog.text) == (precision == "bf16" and not amx)
+    assert np.array_equal(*found)
+    with pytest.raises(InputError, match="--precision half: must be one of"):
+        run(tiles, tmp_path / "out", precision="half")
+
+
+def test_the_panel_is_judged_by_the_sample_and_not_by_the_tiles_of_a_task(tmp_path):
+    painting = paint(200, 480, seed=5)
+    # Few transcripts on the left: alone they say nothing about the panel.
+    painting.transcripts = painting.transcripts[painting.transcripts["x_wpx"] > 250]
+    tiles = cut(painting, tmp_path / "tiles", 1)
+    model, card = weights.new(0, rna_input="learned", genes=["C", "D", "E"])
+    weights.save(tmp_path / "m.safetensors", model, card)
+    few = [sum(Tile.read(t).gene_counts().values()) < PANEL_MIN_TRANSCRIPTS for t in tiles]
+    assert any(few) and not all(few)
+    for task in (tiles, *([t] for t in tiles)):
+        with pytest.raises(InputError, match="s1: 0 of the 3 genes of the model .* 0 of its"):
+            run(task, tmp_path / "out", model=tmp_path / "m.safetensors")
+    (tiles[0] / "genes.json").unlink()
+    with pytest.raises(InputError, match="run tile again"):
+        run(tiles[:1], tmp_path / "out", model=tmp_path / "m.safetensors")
+
+
+def test_seconds_of_a_tile_are_those_of_its_own_work(tmp_path, monkeypatch):
+    tiles = cut(paint(70, 300, seed=5), tmp_path / "tiles", 1)[:2]
+    slow = iter([3.0, 0.0])
+
+    def describe_slowly(*arguments):
+        time.sleep(next(slow))
+        return describe(*arguments)
+
+    monkeypatch.setattr(segment, "describe", describe_slowly)
+    first, second = (found.method for found in run(tiles, tmp_path / "out").values())
+    assert first["finishing_seconds"] >= 3 and first["seconds"] >= first["prediction_seconds"] + 3 - 0.01
+    assert second["seconds"] < 3, "the outlines of the first tile are waited for, but not its own work"
+
+
+def test_batches_of_the_fused_network_are_not_filled(one, monkeypatch, tmp_path):
+    computed = []
+    window = FusedRna2Seg._window
+    monkeypatch.setattr(FusedRna2Seg, "_window", lambda self, stains, rna: computed.append(1) or window(self, stains, rna))
+    (found,) = run(one[0], tmp_path, batch_size=8).values()
+    assert len(computed) == found.method["windows"] == 9

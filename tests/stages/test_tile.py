@@ -65,6 +65,16 @@ def test_stains_are_the_same_bits_in_every_tile_and_only_the_networks(strip):
     assert reference.mean((1, 2)) == pytest.approx(sheet.image[:3].mean((1, 2)), rel=0.005)
 
 
+def test_every_tile_knows_the_genes_of_the_whole_sample(strip):
+    sheet, small, large = strip
+    points = sheet.transcripts
+    counts = points.loc[~points["is_control"], "gene"].value_counts()
+    expected = {gene: int(counts[gene]) for gene in sheet.sample.genes}
+    assert sum(expected.values()) == (~points["is_control"]).sum() and min(expected.values()) > 0
+    assert all(Tile.read(folder).sample_genes() == expected for folder in [*small, *large])
+    assert any(Tile.read(folder).gene_counts() != expected for folder in small)
+
+
 def test_every_transcript_is_in_the_tiles_that_see_it(strip):
     sheet, small, large = strip
     points = sheet.transcripts

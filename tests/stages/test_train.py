@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage.segmentation import expand_labels
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -17,14 +18,15 @@ from istseg.artifacts.files import sha256
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.patches import Patch
 from istseg.errors import DeviceError, InputError
-from istseg.network import weights
+from istseg.network import gate, training, weights
+from istseg.network.inference import PRECISIONS, Predictor, precision_of
 from istseg.stages import segment, train
 from network_fixtures import BASE_MODEL, cut, paint
 from training_fixtures import GENES, write_patches
 
 SETTINGS = dict(
     name="tuned", base=str(BASE_MODEL), base_sha256=None, backbone=None, rna_input=None, epochs=3, patience=None, learning_rate=5e-4, batch_size=4,
-    membrane_dropout=0.25, validation_fraction=0.1, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", seed=0,
+    membrane_dropout=0.25, validation_fraction=0.1, holdout_fraction=0.25, max_patches=100, crop_wpx=128, device="cpu", precision="auto", seed=0,
 )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def test_gene_colours_from_scratch_to_cells_and_on_from_there(rna_input, tmp_pat
         tiles = cut(painting, tmp_path / f"tiles{per_side}", per_side)
         segment.run(
             tiles=tiles, model=path, out=tmp_path / f"cells{per_side}", model_sha256=None, logit_threshold=None, min_flow=None, flow_error=0.9,
-            min_cell_area_um2=12.8, flow_steps=60, batch_size=1, device="cpu",
+            min_cell_area_um2=12.8, flow_steps=60, batch_size=1, device="cpu", precision="auto",
         )  # fmt: skip
         labels = [TileLabels.read(tmp_path / f"cells{per_side}" / t.name) for t in tiles]
         assert {one.method["rna_input"] for one in labels} == {rna_input}
@@ -227,7 +229,7 @@ def test_another_backbone_from_scratch_segments(backbone, tmp_path):
     tiles = cut(paint(90, 100), tmp_path / "tiles", 9, window=96, overlap=32)
     segment.run(
         tiles=tiles, out=tmp_path / "cells", model=tmp_path / "out" / "model.safetensors", model_sha256=written["model_card"]["sha256"],
-        logit_threshold=-9.0, min_flow=0.0, flow_error=0.0, min_cell_area_um2=0.0, flow_steps=60, batch_size=2, device="cpu",
+        logit_threshold=-9.0, min_flow=0.0, flow_error=0.0, min_cell_area_um2=0.0, flow_steps=60, batch_size=2, device="cpu", precision="auto",
     )  # fmt: skip
     found = TileLabels.read(tmp_path / "cells" / tiles[0].name)
     assert found.layers["cells"].shape == (90, 100) and len(found.objects) > 0
@@ -312,3 +314,30 @@ def test_a_patch_of_another_resolution_is_refused(tmp_path):
     patch.write(path)
     with pytest.raises(InputError, match="0.5 µm"):
         run(tmp_path / "patches", tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_precision_reaches_training_and_gate(tmp_path, monkeypatch, precision):
+    write_patches(tmp_path / "patches", 2)
+    seen = []
+
+    class Noted(Predictor):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen.append(self.precision)
+
+    monkeypatch.setattr(gate, "Predictor", Noted)
+    steps = []
+    autocast = training.autocast
+
+    def noted_autocast(device):
+        steps.append(precision_of(torch.device(device)))
+        return autocast(device)
+
+    monkeypatch.setattr(training, "autocast", noted_autocast)
+    written = run(tmp_path / "patches", tmp_path / "out", epochs=1, crop_wpx=64, precision=precision)
+    wanted = PRECISIONS[precision]
+    assert set(seen) == set(steps) == {wanted} and len(seen) == 2
+    assert written["model_card"]["attempt"]["precision"] == str(wanted).removeprefix("torch.")
+    with pytest.raises(InputError, match="--precision fp8: must be one of auto, bf16, float32"):
+        run(tmp_path / "patches", tmp_path / "out", precision="fp8")

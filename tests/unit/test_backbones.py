@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.errors import InputError
 from istseg.network import training, weights
 from istseg.network.dataset import PatchStore, find_patches
+from istseg.network.inference import Predictor, open_device
 from istseg.network.loss import loss_sums
 from istseg.network.mamba import Scan2D
 from istseg.network.model import BACKBONES
@@ -90,6 +91,20 @@ def test_two_forwards_are_equal_and_the_order_of_membranes_does_not_matter(named
 def test_a_sample_does_not_depend_on_its_batch(named):
     stains, rna = images(64, 72, batch=3)
     torch.testing.assert_close(predict(named[1], stains, rna)[1:2], predict(named[1], stains[1:2], rna[1:2]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_window_is_the_same_in_every_batch_of_one_size_bit_for_bit(named, precision):
+    """What `blend_windows` needs of a network whose results may depend on the size of the batch."""
+    card = weights.new(3, named[0])[1]
+    predictor = Predictor(copy.deepcopy(named[1]), card, open_device("cpu"), precision)
+    assert predictor.one_by_one == (named[0] == "cnn")
+    batch = torch.cat(images(64, 72, 2, batch=3), 1)
+    together = predictor.predict(batch)
+    assert torch.equal(together[[2, 0, 1]], predictor.predict(batch[[2, 0, 1]]))
+    alone = batch.clone()
+    alone[:2] = 0
+    assert torch.equal(together[2], predictor.predict(alone)[2])
 
 
 def test_reduced_precision_stays_near_float32(named):

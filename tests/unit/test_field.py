@@ -70,6 +70,20 @@ def test_batches_have_one_size_and_do_not_change_the_result(painting, tmp_path, 
     assert np.array_equal(field, blend_windows(tile, scramble))
 
 
+def test_windows_that_are_predicted_one_by_one_need_no_filling(painting, tmp_path):
+    (folder,) = cut(painting, tmp_path, 9)
+    tile = Tile.read(folder)
+    sizes = []
+
+    def predict(batch):
+        sizes.append(len(batch))
+        return scramble(batch)
+
+    field = blend_windows(tile, predict, batch_size=7, fill=False)
+    assert sum(sizes) == len(tile.windows) and max(sizes) == 7 > min(sizes)
+    assert np.array_equal(field, blend_windows(tile, scramble))
+
+
 def test_order_of_the_windows_does_not_matter(painting, tmp_path):
     (folder,) = cut(painting, tmp_path, 9)
     tile = Tile.read(folder)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.errors import InputError
 from istseg.network import training, weights
 from istseg.network.dataset import MIN_PATCHES, PatchRef, PatchStore, find_patches, outside, split, thin, window_box
+from istseg.network.inference import computing_in
 from istseg.network.training import Recipe, fit, rate_at
 from training_fixtures import OVERLAP, SIZE, STRIDE, patch_of, tissue, write_patches
 
@@ -207,6 +208,20 @@ def test_a_checkpoint_of_another_training_is_not_used(stores, tmp_path, caplog):
     train_from_scratch(stores, tmp_path / "c.pt", replace(TINY, epochs=1))
     other = train_from_scratch(stores, tmp_path / "c.pt", replace(TINY, epochs=1, seed=9))
     assert "another training" in caplog.text and len(other.epochs) == 1
+
+
+def test_a_checkpoint_of_another_precision_or_version_is_not_used(stores, tmp_path, caplog, monkeypatch):
+    once = replace(TINY, epochs=1)
+    with computing_in(torch.float32):
+        train_from_scratch(stores, tmp_path / "c.pt", once)
+        train_from_scratch(stores, tmp_path / "c.pt", once)
+        assert "another training" not in caplog.text
+    with computing_in(torch.bfloat16):
+        train_from_scratch(stores, tmp_path / "c.pt", once)
+        assert caplog.text.count("precision, or the version") == 1
+        monkeypatch.setattr(training, "__version__", "9.9.9")
+        train_from_scratch(stores, tmp_path / "c.pt", once)
+        assert caplog.text.count("precision, or the version") == 2
 
 
 def test_frozen_statistics_stay_and_pieces_add_up_to_the_batch(stores, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ near the border need them); `owned` tells them apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,16 @@ class TileLabels:
     objects: pd.DataFrame
     method: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, folder: str | Path, **extra_json: dict[str, Any]) -> None:
-        """Write the folder; `extra_json` values are written beside as `<key>.json`."""
+    def write(self, folder: str | Path, late: Callable[[], dict[str, Any]] = dict, **extra_json: dict[str, Any]) -> None:
+        """Write the folder; `late` gives entries of `method` that are known when the arrays are written, such as the seconds that this took;
+        `extra_json` values are written beside as `<key>.json`.
+        """
         with whole(folder) as part:
             part.mkdir()
             np.savez_compressed(part / "labels.npz", **{k: v.astype(np.int32, copy=False) for k, v in self.layers.items()})
             self.objects[OBJECT_COLUMNS].to_parquet(part / "objects.parquet", index=False)
             meta = {k: v for k, v in asdict_light(self).items() if k not in ("layers", "objects")}
+            meta["method"] = self.method | late()
             write_json(part / "meta.json", {**meta, "layer_names": list(self.layers)})
             for name, value in extra_json.items():
                 write_json(part / f"{name}.json", value)

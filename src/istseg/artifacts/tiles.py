@@ -1,12 +1,13 @@
 """`tiles/`: the index `tiles.json` and one folder per tile, self-contained: the unit that tasks stage.
 
 A tile folder holds `tile.json`, `stains.npy` (uint16 grey values (c, y, x) of the region at working resolution, nucleus stain first, membrane
-stains after it; memory-mapped on reading) and `transcripts.parquet` (those inside the region).
+stains after it; memory-mapped on reading), `transcripts.parquet` (those inside the region) and `genes.json` (transcripts of each gene in the whole sample,
+a few bytes per gene, so that every task judges the sample alike whichever tiles it has).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from istseg.artifacts.files import read_record, whole, write_json
+from istseg.artifacts.files import read_json, read_record, whole, write_json
 from istseg.artifacts.genes import draw_map, places
 from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid
@@ -109,6 +110,10 @@ class Tile:
         genes = table.loc[~table["is_control"], "gene"].cat
         return dict(zip(genes.categories, np.bincount(genes.codes, minlength=len(genes.categories)).tolist(), strict=True))
 
+    def sample_genes(self) -> dict[str, int]:
+        """Transcripts of each gene in the whole sample, controls left out; genes without any are there with 0."""
+        return read_json(self.folder / "genes.json", "the genes.json of the stage tile (run tile again with this version)")
+
     def gene_map(self, genes: Sequence[str]) -> np.ndarray:
         """(y, x) int32 gene map of the region (see `artifacts.genes`) in the numbers of `genes`: the gene of one transcript of each working pixel.
 
@@ -137,8 +142,10 @@ class Tile:
             raw[key] = [tuple(v) for v in raw[key]]
         return cls(**raw, folder=folder)
 
-    def write(self, folder: str | Path, stains: np.ndarray, transcripts: pd.DataFrame) -> None:
-        """Write the whole folder or nothing. `stains` (c, y, x) uint16 of the region; `transcripts` with `TRANSCRIPT_COLUMNS`."""
+    def write(self, folder: str | Path, stains: np.ndarray, transcripts: pd.DataFrame, sample_genes: Mapping[str, int]) -> None:
+        """Write the whole folder or nothing. `stains` (c, y, x) uint16 of the region; `transcripts` with `TRANSCRIPT_COLUMNS`; `sample_genes` as in
+        `Tile.sample_genes`.
+        """
         if stains.dtype != np.uint16 or stains.shape != (len(self.stains), *self.shape):
             raise ValueError(f"stains must be uint16 {(len(self.stains), *self.shape)}, they are {stains.dtype} {stains.shape}")
         self.n_transcripts = len(transcripts)
@@ -146,6 +153,7 @@ class Tile:
             part.mkdir()
             np.save(part / "stains.npy", stains)
             transcripts[TRANSCRIPT_COLUMNS].to_parquet(part / "transcripts.parquet", index=False)
+            write_json(part / "genes.json", dict(sample_genes))
             record = asdict(self)
             record.pop("folder")
             write_json(part / "tile.json", record)

@@ -24,7 +24,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def blend_windows(
-    tile: Tile, predict: Predict, windows: Sequence[tuple[int, int]] | None = None, batch_size: int = 1, inputs: Inputs | None = None
+    tile: Tile, predict: Predict, windows: Sequence[tuple[int, int]] | None = None, batch_size: int = 1, inputs: Inputs | None = None, fill: bool = True
 ) -> np.ndarray:
     """Predict windows and blend them over the tile's region.
 
@@ -34,13 +34,15 @@ def blend_windows(
         Read window by window; the region is never in memory as a whole.
     predict
         (batch_size, C, window, window) float32 on the CPU → (batch_size, 3, window, window) float32 on any device: flow y, flow x (unit scale) and logit.
-        The batch always has the same size (the last one is filled with zeros), so the arithmetic does not depend on how many windows there are.
     windows
         (gy, gx) to compute; default: the tile's own and those of its ring.
     batch_size
         Windows that are predicted together.
     inputs
         Makes the (C, window, window) float32 input of a window box; default: `stain_window`.
+    fill
+        Fill the last batch with zeros, so that all have one size and the arithmetic does not depend on how many windows there are. Only waste where
+        `predict` computes windows one by one (`Predictor.one_by_one`).
 
     Returns
     -------
@@ -53,7 +55,7 @@ def blend_windows(
     field = np.zeros((3, height, width), np.float32)
     weight = np.zeros((height, width), np.float32)
     window_weight = taper(grid)
-    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window):
+    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window, fill):
         box = grid.window_box(*at)
         inside, place = _overlap(box, tile.region)
         w = window_weight[inside]
@@ -106,14 +108,16 @@ def _computed_cores(tile: Tile, windows: list[tuple[int, int]]) -> np.ndarray:
     return seen
 
 
-def _predictions(tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def _predictions(
+    tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs, fill: bool
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Prediction of each window in order; the next batch is read while one is computed."""
     grid = tile.window_grid
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
 
     def read(batch: list[tuple[int, int]]) -> Tensor:
         arrays = [np.asarray(inputs(tile, grid.window_box(*at)), np.float32) for at in batch]
-        stack = np.zeros((batch_size, *arrays[0].shape), np.float32)
+        stack = np.zeros((batch_size if fill else len(arrays), *arrays[0].shape), np.float32)
         stack[: len(arrays)] = arrays
         return torch.from_numpy(stack)
 

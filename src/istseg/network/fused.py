@@ -28,8 +28,12 @@ _PHASES = [(i, j) for i in range(2) for j in range(2)]
 
 
 def fused(model: Rna2Seg, precision: torch.dtype) -> FusedRna2Seg | None:
-    """The rearranged network on the CPU; None for another backbone, or where torch was built without oneDNN."""
-    return FusedRna2Seg(model, precision) if type(model.model) is UNet and torch.backends.mkldnn.is_available() else None
+    """The rearranged network on the CPU; None for another backbone, or where torch was built without oneDNN or oneDNN cannot compute in the precision."""
+    if type(model.model) is not UNet or not torch.backends.mkldnn.is_available():
+        return None
+    if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return FusedRna2Seg(model, precision)
 
 
 class FusedRna2Seg:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from istseg.artifacts.tiles import Tile
-from istseg.errors import DeviceError, IstsegError
+from istseg.errors import DeviceError, InputError, IstsegError
 from istseg.grid import Box
 from istseg.network.card import ModelCard
 from istseg.network.field import count_window, stain_window
@@ -21,6 +23,9 @@ from istseg.network.model import FLOW_SCALE, Rna2Seg
 from istseg.network.rna_image import rna_channel
 
 log = logging.getLogger("istseg")
+
+PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "float32": torch.float32}
+"""Precision of the arithmetic by the name of the option; `auto` asks the device."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -58,8 +63,42 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+_chosen: ContextVar[torch.dtype | None] = ContextVar("precision", default=None)
+
+
+def choose_precision(asked: str, device: torch.device) -> torch.dtype:
+    """Precision by the name of the option; bfloat16 on a device that does not multiply it fast is logged.
+
+    Raises
+    ------
+    InputError
+        If there is no such precision.
+    """
+    if asked not in PRECISIONS:
+        raise InputError(f"--precision {asked}: must be one of {', '.join(PRECISIONS)}.")
+    fast = _fast_precision(device)
+    chosen = PRECISIONS[asked] or fast
+    if chosen == torch.bfloat16 != fast:
+        log.warning("--precision %s: this %s does not multiply bfloat16 fast; float32 would be faster here", asked, device.type)
+    return chosen
+
+
+@contextmanager
+def computing_in(precision: torch.dtype) -> Iterator[None]:
+    """Make `precision_of` give this precision inside the block: as with `torch.autocast`, what is called in it need not hand the choice on."""
+    token = _chosen.set(precision)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def precision_of(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast (GPU; CPU with AMX), else float32."""
+    """Precision of the block of `computing_in`; outside of one bfloat16 where the hardware multiplies it fast (GPU; CPU with AMX), else float32."""
+    return _chosen.get() or _fast_precision(device)
+
+
+def _fast_precision(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
@@ -78,6 +117,11 @@ class Predictor:
         Of `open_device`.
     precision
         Of the arithmetic; default: `precision_of` the device.
+
+    Attributes
+    ----------
+    one_by_one
+        A window's result does not depend on how many others are computed with it. Else only batches of one size give equal results.
     """
 
     def __init__(self, model: Rna2Seg, card: ModelCard, device: torch.device, precision: torch.dtype | None = None):
@@ -86,6 +130,7 @@ class Predictor:
         self.precision = precision or precision_of(device)
         self._model = model.eval().to(device, memory_format=torch.channels_last)
         self._fused = fused(self._model, self.precision) if device.type == "cpu" else None
+        self.one_by_one = self._fused is not None
         self._counts: tuple[str, np.ndarray] | None = None
 
     def inputs(self, tile: Tile, box: Box) -> np.ndarray:
@@ -98,6 +143,11 @@ class Predictor:
             self._counts = str(tile.folder), tile.gene_map(self.card.genes) if self.card.genes else tile.transcript_counts()
         rna = rna_channel(count_window(tile, self._counts[1], box), self.card.image_form)
         return np.concatenate((stain_window(tile, box), rna[None]))
+
+    @property
+    def method(self) -> dict[str, str]:
+        """What decides how numbers are rounded: `device`, `precision`, `network` (`fused` or `plain`)."""
+        return {"device": self.device.type, "precision": str(self.precision).removeprefix("torch."), "network": "fused" if self._fused else "plain"}
 
     @torch.inference_mode()
     def predict(self, batch: Tensor) -> Tensor:

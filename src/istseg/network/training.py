@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from istseg import __version__
 from istseg.artifacts.files import whole
 from istseg.errors import InputError
 from istseg.network.augment import Example, augment
@@ -131,7 +132,7 @@ def fit(
     checkpoint
         Written after every epoch. If it is there and belongs to the same training, the training goes on from it, to the same result.
     fingerprint
-        Of what the training depends on besides recipe, form and device: patches, base.
+        Of what the training depends on besides recipe, form, device, precision and versions: patches, base.
 
     Raises
     ------
@@ -140,7 +141,8 @@ def fit(
     """
     if recipe.crop_wpx % 8:
         raise InputError(f"--crop-wpx {recipe.crop_wpx}: must be a multiple of 8, e.g. {recipe.crop_wpx // 8 * 8}: the network halves the image three times.")
-    identity = repr((fingerprint, asdict(recipe), rna_form, device))
+    # What rounds differently belongs to it: a training that goes on elsewhere must give the same result.
+    identity = repr((fingerprint, asdict(recipe), rna_form, device, precision_of(torch.device(device)), __version__, torch.__version__))
     model.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate)
     state = _restore(checkpoint, identity, model, optimiser)
@@ -197,7 +199,7 @@ def collate(examples: list[Example], rna_form: str | None, device: str) -> Batch
 
 
 def autocast(device: str):
-    """bfloat16 (whose range needs no loss scaling) where the device multiplies it fast, else float32."""
+    """In `precision_of` the device; the range of bfloat16 needs no loss scaling."""
     place = torch.device(device)
     precision = precision_of(place)
     return torch.autocast(place.type, precision) if precision != torch.float32 else nullcontext()
@@ -332,7 +334,7 @@ def _restore(checkpoint: str | Path, identity: str, model: nn.Module, optimiser:
         return None
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
     if stored["identity"] != identity:
-        log.warning("%s: belongs to another training (patches, recipe or base changed); it is not used", checkpoint)
+        log.warning("%s: belongs to another training (patches, recipe, base, precision, or the version of istseg or torch changed); it is not used", checkpoint)
         return None
     model.load_state_dict(stored["model"])
     optimiser.load_state_dict(stored["optimiser"])

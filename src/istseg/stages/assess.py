@@ -71,7 +71,7 @@ def run(
     sample, index, limits = Sample.read(sample_json), TileIndex.read(tiles / "tiles.json"), Thresholds.read(thresholds)
     assigned = read_json(counts / "assign.json", "the assign.json of the stage assign")
     merged = read_json(merge_json, "the merge.json of the stage merge") if merge_json else {}
-    method = {k: v for k, v in merged.get("segmentations", {}).get(segmentation, {}).get("method", {}).items() if k != "seconds"}
+    method = {k: v for k, v in merged.get("segmentations", {}).get(segmentation, {}).get("method", {}).items() if not k.endswith("seconds")}
     cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
     adata = _read_counts(counts / "counts.h5ad")
     _check(sample, index, limits, assigned, segmentation, adata, cell_table)

@@ -80,7 +80,8 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
     Raises
     ------
     InputError
-        If a tile of tiles.json has no folder, its files are of another sample or tiling, or tiles were segmented by different models.
+        If a tile of tiles.json has no folder, its files are of another sample or tiling, or tiles were segmented by different models, in different
+        precision or on different devices.
     """
     index = TileIndex.read(tiles_json)
     limits = Thresholds.read(thresholds)
@@ -122,6 +123,7 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
 def _check(index: TileIndex, sources: list[Source]) -> None:
     problems = []
     models: dict[str, str] = {}
+    arithmetic: dict[str, list[str]] = {}
     for tile in index.tiles:
         name = tile["tile_id"]
         for folder, stage in {s.folder: s.stage for s in sources}.items():
@@ -130,9 +132,16 @@ def _check(index: TileIndex, sources: list[Source]) -> None:
         if meta.is_file():
             method = read_json(meta, "the meta.json of the stage segment").get("method", {})
             models.setdefault(f"{method.get('model_sha256')} {method.get('parameters')}", name)
+            arithmetic.setdefault(" ".join(str(method.get(key)) for key in ("precision", "device", "network")), []).append(name)
     if len(models) > 1:
         where = ", ".join(models.values())
         problems.append(f"{sources[0].folder}: tiles were segmented by different models or parameters, e.g. {where}; run segment again for all tiles.")
+    if len(arithmetic) > 1:
+        where = "; ".join(f"{how}: {len(names)} tiles, e.g. {names[0]}" for how, names in sorted(arithmetic.items()))
+        problems.append(
+            f"{sources[0].folder}: tiles were segmented in different arithmetic ({where}), so cells at the border of two tiles may be there twice or not at "
+            "all; set --precision to bf16 or float32 instead of auto, keep to one device, and run segment again for all tiles."
+        )
     if problems:
         raise InputError(problems)
 
@@ -231,8 +240,9 @@ def _frame(index: TileIndex, source: Source, table: pd.DataFrame) -> Any:
 
 
 def _method(index: TileIndex, source: Source) -> dict[str, Any]:
-    """How it was made (from the first tile), with the seconds of all tiles."""
+    """How it was made (from the first tile), with the seconds of all tiles (`seconds` and its parts)."""
     metas = [read_json(source.folder / t["tile_id"] / "meta.json", "the meta.json of a tile") for t in index.tiles]
     if not metas:
         return {}
-    return {**metas[0]["method"], "seconds": round(sum(m["method"].get("seconds", 0.0) for m in metas), 3)}
+    methods = [m["method"] for m in metas]
+    return methods[0] | {key: round(sum(m.get(key, 0.0) for m in methods), 3) for key in methods[0] if key.endswith("seconds")}

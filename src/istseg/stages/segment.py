@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from istseg.errors import InputError
 from istseg.network import weights
 from istseg.network.dynamics import labels_from_field
 from istseg.network.field import blend_windows
-from istseg.network.inference import Predictor, open_device
+from istseg.network.inference import Predictor, choose_precision, open_device
 from istseg.progress import track
 
 log = logging.getLogger("istseg")
@@ -38,6 +37,7 @@ def run(
     flow_steps: int,
     batch_size: int,
     device: str,
+    precision: str,
 ) -> None:
     """Segment tiles.
 
@@ -59,18 +59,20 @@ def run(
         Windows per step of the network.
     device
         `cpu` or `cuda`.
+    precision
+        Key of `network.inference.PRECISIONS`. Tiles of one sample must be computed in the same one (`merge` checks it).
 
     Raises
     ------
     InputError
-        If weights or tiles cannot be used (all tiles are checked before any work).
+        If weights, tiles or precision cannot be used (all tiles are checked before any work).
     DeviceError
         If the device is not there.
     """
     place = open_device(device)
     network, card = weights.load(model, model_sha256)
     read = _read_all(tiles, card)
-    predictor = Predictor(network, card, place)
+    predictor = Predictor(network, card, place, choose_precision(precision, place))
     parameters = {
         "logit_threshold": card.logit_threshold if logit_threshold is None else logit_threshold,
         "min_flow": card.min_flow if min_flow is None else min_flow,
@@ -85,8 +87,7 @@ def run(
         "rna_input": card.rna_input,
         "parameters": parameters,
         "batch_size": batch_size,
-        "device": device,
-        "precision": str(predictor.precision).removeprefix("torch."),
+        **predictor.method,
     }
     # Outlines and files of a tile are made while the device works on the next one; not further ahead, so that memory holds two tiles at most.
     with ThreadPoolExecutor(1) as finisher:
@@ -94,10 +95,11 @@ def run(
         for tile in track(read, "segment"):
             begin = time.perf_counter()
             labels, field = predict_tile(tile, predictor, parameters, batch_size)
+            seconds = time.perf_counter() - begin
             if unfinished:
                 unfinished.result()
-            record = method | {"seconds": round(time.perf_counter() - begin, 3), "windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
-            unfinished = finisher.submit(_finish, tile, labels, field, record, Path(out))
+            record = method | {"windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
+            unfinished = finisher.submit(_finish, tile, labels, field, record, Path(out), seconds)
         if unfinished:
             unfinished.result()
 
@@ -111,7 +113,7 @@ def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float],
     """
     if not tile.windows:
         return np.zeros(tile.shape, np.int32), None
-    field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs)
+    field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one)
     labels = labels_from_field(
         field,
         logit_threshold=parameters["logit_threshold"],
@@ -124,12 +126,21 @@ def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float],
     return labels, field
 
 
-def _finish(tile: Tile, labels: np.ndarray, field: np.ndarray | None, record: dict[str, Any], out: Path) -> None:
+def _finish(tile: Tile, labels: np.ndarray, field: np.ndarray | None, record: dict[str, Any], out: Path, prediction: float) -> None:
+    """Outlines and files of a tile whose prediction took so many seconds."""
+    begin = time.perf_counter()
+    times: dict[str, float] = {}
+
+    def clock() -> dict[str, float]:
+        finishing = time.perf_counter() - begin
+        times.update(seconds=round(prediction + finishing, 3), prediction_seconds=round(prediction, 3), finishing_seconds=round(finishing, 3))
+        return times
+
     grid = tile.window_grid
     flow, logit = (None, None) if field is None else (np.hypot(field[0], field[1]), field[2])
     objects = describe(LAYER, labels, tile.core, tile.region, (grid.height, grid.width), flow, logit)
-    TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, {LAYER: labels}, objects, record).write(out / tile.tile_id)
-    log.info("%s %s: %d cells of %d windows in %.1f s", tile.sample, tile.tile_id, int(objects["owned"].sum()), len(tile.windows), record["seconds"])
+    TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, {LAYER: labels}, objects, record).write(out / tile.tile_id, clock)
+    log.info("%s %s: %d cells of %d windows in %.1f s", tile.sample, tile.tile_id, int(objects["owned"].sum()), len(tile.windows), times["seconds"])
 
 
 def _read_all(folders: list[Path], card: weights.ModelCard) -> list[Tile]:
@@ -149,8 +160,6 @@ def _read_all(folders: list[Path], card: weights.ModelCard) -> list[Tile]:
     if problems:
         raise InputError(problems)
     if card.genes:
-        transcripts: Counter[str] = Counter()
-        for tile in tiles:
-            transcripts.update(tile.gene_counts())
-        card.check_panel(transcripts, f"{tiles[0].sample} ({len(tiles)} tiles)")
+        for sample, tile in {tile.sample: tile for tile in tiles}.items():
+            card.check_panel(tile.sample_genes(), sample)
     return tiles

@@ -56,7 +56,7 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
     except ValueError as error:
         raise InputError(f"overlap_um {overlap_um} at working_um {working_um}: {error}. Choose a smaller overlap or larger working pixels.") from None
     n = max(ceil(tile_um / (grid.stride * working_um) - 1e-6), 1)
-    tissue = _tissue(sample, image, points, min_transcripts)
+    tissue, genes = _tissue(sample, image, points, min_transcripts)
     if not tissue.own.any():
         raise InputError(
             f"{sample.sample}: no tissue found. No square of 24 µm holds {min_transcripts} transcripts or more inside the image, and the nucleus stain "
@@ -65,7 +65,7 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
         )
     to_working = np.diag([1 / factor, 1 / factor, 1.0]) @ sample.affine
     index = TileIndex(sample.sample, grid.as_dict(), n, working_um, to_working.tolist(), [], [], tissue.fraction)
-    cutter = _Cutter(sample, image, points, grid, n, tissue, factor, to_working)
+    cutter = _Cutter(sample, image, points, grid, n, tissue, genes, factor, to_working)
     with whole(Path(out) / "tiles") as part:
         part.mkdir()
         for ty in track(range(ceil(grid.shape[0] / n)), f"{sample.sample}: rows of tiles"):
@@ -179,6 +179,7 @@ class _Cutter:
     grid: WindowGrid
     n: int
     tissue: TissueGrid
+    genes: dict[str, int]
     factor: float
     to_working: np.ndarray
 
@@ -204,7 +205,7 @@ class _Cutter:
             stains = np.empty((len(tile.stains), *tile.shape), np.uint16)
             for plane, name in zip(stains, tile.stains, strict=True):
                 plane[:] = self._stain(name, tile.region)
-            tile.write(folder / tile.tile_id, stains, self._gather(spill / tile.tile_id))
+            tile.write(folder / tile.tile_id, stains, self._gather(spill / tile.tile_id), self.genes)
             index.tiles.append(
                 {"tile_id": tile.tile_id, "core": tile.core, "region": tile.region, "n_windows": len(tile.windows), "n_transcripts": tile.n_transcripts}
             )
@@ -263,18 +264,22 @@ class _Cutter:
         return frame[TRANSCRIPT_COLUMNS]
 
 
-def _tissue(sample: Sample, image: StainImage, points: Points, min_transcripts: int) -> TissueGrid:
+def _tissue(sample: Sample, image: StainImage, points: Points, min_transcripts: int) -> tuple[TissueGrid, dict[str, int]]:
+    """Where tissue is, and the sample's transcripts of each gene (found in the same pass)."""
     size_um = sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um
     shape = grid_shape(size_um)
     counts = np.zeros(shape, np.int64)
-    for batch in points.batches(["x", "y", "is_control"]):
+    per_gene = np.zeros(len(points.categories), np.int64)
+    for batch in points.batches(["x", "y", "gene", "is_control"]):
         genes = ~batch["is_control"].to_numpy(zero_copy_only=False)
         at = apply_affine(sample.affine, np.column_stack([batch["x"].to_numpy(), batch["y"].to_numpy()])[genes]) * sample.pixel_size_um
         counts += count_in_squares(at[:, 1], at[:, 0], shape)
+        per_gene += np.bincount(points.codes(batch["gene"])[genes], minlength=len(per_gene))
     level = image.coarsest(size_um[0] / _COARSE_UM)
     nucleus = sample.nucleus
     stained = stained_squares(lambda box: image.read(nucleus.name, box, level), image.shape(level), size_um, nucleus.high)
-    return find_tissue(counts, stained, min_transcripts, size_um)
+    # Names of genes come first in the categories.
+    return find_tissue(counts, stained, min_transcripts, size_um), dict(zip(sample.genes, per_gene.tolist(), strict=False))
 
 
 def _write_overview(path: Path, image: StainImage, sample: Sample) -> None:

@@ -19,7 +19,7 @@ from istseg.network import gate, training, weights
 from istseg.network.card import ModelCard
 from istseg.network.coexpression import patch_colours
 from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, gene_counts, split, thin
-from istseg.network.inference import open_device
+from istseg.network.inference import choose_precision, computing_in, open_device
 from istseg.network.model import Rna2Seg
 from istseg.progress import track
 
@@ -48,6 +48,7 @@ def run(
     max_patches: int,
     crop_wpx: int,
     device: str,
+    precision: str,
     seed: int,
 ) -> None:
     """Fine-tune a model on curated patches and decide whether to use it. With too few patches the base is kept, and `decision.json` says so.
@@ -79,15 +80,18 @@ def run(
         Side of the crops that are trained on, at most a patch's.
     device
         `cpu` or `cuda`.
+    precision
+        Key of `network.inference.PRECISIONS`, for training and gate.
 
     Raises
     ------
     InputError
-        If weights or patches cannot be used together, or there are too few patches to train from scratch.
+        If weights, precision or patches cannot be used together, or there are too few patches to train from scratch.
     DeviceError
         If the device is not there.
     """
     place = open_device(device)
+    arithmetic = choose_precision(precision, place)
     model, card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
     refs = thin(found, max_patches)
     out = Path(out)
@@ -111,13 +115,14 @@ def run(
     )
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
-    before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
-    checkpoint = out / "checkpoint.pt"
-    fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
-    fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
-    # What is judged is what is stored: weights rounded to half precision.
-    model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
-    after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
+    with computing_in(arithmetic):
+        before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
+        checkpoint = out / "checkpoint.pt"
+        fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
+        fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
+        # What is judged is what is stored: weights rounded to half precision.
+        model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
+        after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
     accepted, reason = (True, "trained from scratch: there is no base to keep") if before is None else gate.decide(before, after)
     log.info(reason)
     samples = sorted({ref.sample for ref in refs})
@@ -133,7 +138,7 @@ def run(
         "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in parts.holdout],
         "stand_ins_and_nuclei_known": gate.nuclei_known(parts.holdout),
     }
-    facts = _facts(refs, found, parts, recipe, fitted, data, decision)
+    facts = _facts(refs, found, parts, recipe, fitted, data, decision) | {"device": device, "precision": str(arithmetic).removeprefix("torch.")}
     notes = ["labels of a teacher, curated by rules: no person annotated them"]
     parent = "" if base == SCRATCH else card.name
     tuned = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
