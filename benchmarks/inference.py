@@ -4,8 +4,11 @@ The sample is simulated; both run with our base model's weights (the peer reads 
 1200 × 1200 px of MERSCOPE (130 µm), the peer's patch. The peer is measured as its users run it, in an environment of its own that is made once with uv from
 `peer.lock` (about 9 GB).
 
+Our way from raw has two parts that are done for a whole tile at once and are counted here by area: the stage `tile` (resampling, transcripts into tiles, files)
+and the rasterising of a tile's transcripts. The peer does both in its dataset item; what it prepares before (transcripts into patches) is not counted.
+
     python benchmarks/inference.py
-    python benchmarks/inference.py --no-peer --windows 50
+    python benchmarks/inference.py --no-peer --windows 20
     python benchmarks/inference.py --clock cpu --threads 1        (on a machine that is busy with other work)
     python benchmarks/inference.py --device cuda --batch-size 32 --no-peer
 """
@@ -38,12 +41,17 @@ from istseg.network.dynamics import labels_from_field
 from istseg.network.inference import Predictor, open_device
 from istseg.qc.matching import match_labels, scores
 from istseg.stages import segment
+from istseg.stages import tile as tile_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "models" / "istseg-sim-v1.safetensors"
 SIDE_PX = 1200
 PIXEL_UM = 0.108
+TILE, RASTERISE = "tile (resampling, transcripts)", "rasterising transcripts"
+RAW_TO_INPUT = (TILE, RASTERISE, "inputs")
 MASKS_AND_POLYGONS = ("masks", "polygons")
+REPEATS = 3
+"""Of what is done for a whole tile."""
 
 
 class Windows:
@@ -85,7 +93,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def our_times(windows: Windows, count: int, batch_size: int, now: Callable[[], float]) -> tuple[dict[str, list[float]], int, dict[int, float]]:
-    """Seconds per window of each part, number of cells of the distinct windows, resident memory in MiB after so many windows."""
+    """Seconds per window of each part that is done window by window, number of cells of the distinct windows, resident memory in MiB after so many windows."""
     times: dict[str, list[float]] = {"inputs": [], "network": [], "masks": [], "polygons": []}
     cells, memory = 0, {}
     for start in range(0, count, batch_size):
@@ -102,7 +110,7 @@ def our_times(windows: Windows, count: int, batch_size: int, now: Callable[[], f
         for part, seconds in zip(times.values(), np.diff(clock), strict=True):
             part += [seconds / size] * size
         cells += sum(found[: max(len(windows.boxes) - start, 0)])
-        for mark in (50, 500):
+        for mark in sorted({min(50, count), count}):
             if start < mark <= start + size:
                 memory[mark] = psutil.Process().memory_info().rss / 2**20
     return times, cells, memory
@@ -123,14 +131,36 @@ def agreement(windows: Windows) -> tuple[float, int]:
     return figures["ap@0.9"], figures["n_truth"]
 
 
-def stage_seconds(tile: Tile, scratch: Path, device: str, batch_size: int) -> float:
-    """Wall time of the stage segment on the tile, files included."""
-    start = time.perf_counter()
+def areas(tile: Tile) -> float:
+    """Area of the tile's region in windows of 1200 × 1200 px."""
+    return tile.shape[0] * tile.shape[1] * (tile.working_um / (SIDE_PX * PIXEL_UM)) ** 2
+
+
+def tile_times(folder: Path, tile: Tile, now: Callable[[], float]) -> dict[str, float]:
+    """Seconds per window's area of what is done for the whole sample, which is one tile: the stage tile, and rasterising (never from the cache)."""
+    times: dict[str, list[float]] = {TILE: [], RASTERISE: []}
+    side_um = max(tile.shape) * tile.working_um
+    for _ in range(REPEATS):
+        start = now()
+        tile_stage.run(
+            sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder / "again", working_um=tile.working_um,
+            tile_um=side_um + 100, overlap_um=32.384, min_transcripts=3,
+        )  # fmt: skip
+        times[TILE].append(now() - start)
+        start = now()
+        Tile.read(tile.folder).transcript_counts()
+        times[RASTERISE].append(now() - start)
+    return {part: float(np.median(seconds)) / areas(tile) for part, seconds in times.items()}
+
+
+def stage_seconds(tile: Tile, scratch: Path, device: str, batch_size: int, now: Callable[[], float]) -> float:
+    """Seconds of the stage segment on the tile, files included."""
+    start = now()
     segment.run(
         tiles=[tile.folder], model=MODEL, out=scratch / "segment", model_sha256=None, logit_threshold=None, min_flow=None, flow_error=0.9,
-        min_cell_area_um2=12.8, flow_steps=60, batch_size=batch_size, device=device,
+        min_cell_area_um2=12.8, flow_steps=60, batch_size=batch_size, device=device, precision="auto",
     )  # fmt: skip
-    return time.perf_counter() - start
+    return now() - start
 
 
 def peer_times(folder: Path, tile: Tile, options: argparse.Namespace) -> dict:
@@ -152,15 +182,21 @@ def peer_times(folder: Path, tile: Tile, options: argparse.Namespace) -> dict:
 
 def rows(ours: dict[str, list[float]], peer: dict[str, list[float]] | None) -> list[str]:
     """Lines of the table: medians of the parts and of what they add up to, in ms per window."""
-    theirs = {"inputs": ["dataset item"], "network": ["network"], "masks": ["masks"], "polygons": ["polygons"]}
-    sums = {name: (name,) for name in ours} | {"masks and polygons": MASKS_AND_POLYGONS, "raw window to polygons": tuple(ours)}
+    sums = {name: (name,) for name in ours}
+    sums |= {"raw window to inputs": RAW_TO_INPUT, "masks and polygons": MASKS_AND_POLYGONS, "raw window to polygons": tuple(ours)}
+    theirs = {
+        "raw window to inputs": ["dataset item"], "network": ["network"], "masks": ["masks"], "polygons": ["polygons"],
+        "masks and polygons": MASKS_AND_POLYGONS, "raw window to polygons": ["all"],
+    }  # fmt: skip
     lines = []
     for name, parts in sums.items():
         mine = float(np.median(np.sum([ours[p] for p in parts], 0)))
         line = f"| {name} | {mine * 1e3:.0f} | {1 / mine:.1f} |"
-        if peer:
-            other = float(np.median(peer["all"] if name.startswith("raw") else np.sum([peer[q] for p in parts for q in theirs[p]], 0)))
+        if peer and name in theirs:
+            other = float(np.median(np.sum([peer[q] for q in theirs[name]], 0)))
             line += f" {other * 1e3:.0f} | {other / mine:.1f} |"
+        elif peer:
+            line += " | |"
         lines.append(line)
     return lines
 
@@ -168,7 +204,7 @@ def rows(ours: dict[str, list[float]], peer: dict[str, list[float]] | None) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-side", type=int, default=3, help="Windows along a side of the sample.")
-    parser.add_argument("--windows", type=int, default=500, help="Windows that we compute (the sample's, again and again), for times and memory.")
+    parser.add_argument("--windows", type=int, default=120, help="Windows that we compute (the sample's, again and again), for times and memory.")
     parser.add_argument("--stains", default="Cellbound1;Cellbound2;Cellbound3", help="Besides DAPI.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=1)
@@ -186,10 +222,13 @@ def main() -> None:
         peer = None if options.no_peer else peer_times(folder, tile, options)
         torch.set_num_threads(options.threads)
         windows = Windows(tile, options.per_side, options.device)
-        our_times(windows, 2 * options.batch_size, options.batch_size, CLOCKS[options.clock])
-        times, cells, memory = our_times(windows, options.windows, options.batch_size, CLOCKS[options.clock])
+        now = CLOCKS[options.clock]
+        whole = tile_times(folder, tile, now)
+        our_times(windows, 2 * options.batch_size, options.batch_size, now)
+        times, cells, memory = our_times(windows, options.windows, options.batch_size, now)
+        times = {part: [seconds] * options.windows for part, seconds in whole.items()} | times
         ap, n_truth = agreement(windows)
-        seconds = stage_seconds(tile, folder, options.device, options.batch_size)
+        per_area = stage_seconds(tile, folder, options.device, options.batch_size, now) / areas(tile)
     print("| per window | istseg, ms | windows/s |" + (" rna2seg, ms | times faster |" if peer else "") + "\n|---|---:|---:|" + ("---:|---:|" if peer else ""))
     print("\n".join(rows(times, peer and peer["seconds"])))
     precision = str(windows.predictor.precision).removeprefix("torch.")
@@ -199,8 +238,8 @@ def main() -> None:
     )
     print("after the other; the stage overlaps them.")
     print(f"Cells of {precision} on {options.device} against float32 on the CPU: AP@0.9 {ap:.4f} ({n_truth} cells).")
-    print(f"Stage segment on a tile of {height} × {width} working px ({len(tile.windows)} overlapping windows), files included: {seconds:.1f} s, ", end="")
-    print(f"{seconds / (height * width / WINDOW_WPX**2):.2f} s per window's area.")
+    print(f"Whole road on one tile of {height} × {width} working px ({len(tile.windows)} overlapping windows), files included, per window's area: ", end="")
+    print(f"tile {whole[TILE]:.2f} s + segment {per_area:.2f} s = {whole[TILE] + per_area:.2f} s ({options.clock} clock).")
     if memory:
         print("Resident memory after " + ", after ".join(f"{n} windows {mib:.0f} MiB" for n, mib in memory.items()) + ".")
     if peer:

@@ -74,6 +74,50 @@ def test_defaults_of_config_and_schema_agree(nextflow_module):
         assert params[name] == default, name
 
 
+PROBE = """
+process TRAIN {
+    output:
+    stdout
+
+    script:
+    "echo 'TRAIN ${task.ext.args} .'"
+}
+
+process SEGMENT {
+    output:
+    stdout
+
+    script:
+    "echo 'SEGMENT ${task.ext.args} .'"
+}
+
+workflow {
+    TRAIN().mix(SEGMENT()).view()
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, {"--precision": "auto"}),
+        (
+            {"base_model": "scratch", "finetune": "cohort", "backbone": "swin", "rna_input": "learned", "epochs": 7, "patience": 0, "precision": "float32"},
+            {"--backbone": "swin", "--rna-input": "learned", "--epochs": "7", "--patience": "0", "--precision": "float32"},
+        ),
+    ],
+)
+def test_options_without_a_default_are_passed_only_when_given(nextflow, given, options):
+    (nextflow.folder / "probe.nf").write_text(PROBE)
+    done = nextflow.call("run", "probe.nf", "-c", ROOT / "nextflow.config", *(word for name, value in given.items() for word in (f"--{name}", value)))
+    assert done.returncode == 0, done.stdout
+    words = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith(("TRAIN ", "SEGMENT "))}
+    train = dict(zip(words["TRAIN"][1:-1:2], words["TRAIN"][2:-1:2], strict=True))
+    assert {name: value for name, value in train.items() if name in ("--backbone", "--rna-input", "--epochs", "--patience", "--precision")} == options
+    assert words["SEGMENT"][-3:-1] == ["--precision", options["--precision"]]
+
+
 def test_schema_is_closed_and_every_parameter_explains_itself():
     assert SCHEMA["unevaluatedProperties"] is False
     assert {ref["$ref"].rpartition("/")[2] for ref in SCHEMA["allOf"]} == set(SCHEMA["$defs"])
