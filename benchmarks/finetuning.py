@@ -232,7 +232,7 @@ def curated(sample: Sample, folder: Path, polygons: np.ndarray | None) -> Path:
 
 
 def fine_tune(folder: Path, patches: Path, options: argparse.Namespace) -> tuple[Path, dict]:
-    """Train from the base → (weights of the fine-tuned model, also where the gate refuses it; its decision)."""
+    """Train from the base → (weights of the fine-tuned model, also where the gate refuses it, or the base where the gate forbade the training; decision)."""
     cli.train(
         patches=[patches],
         out=folder,
@@ -243,7 +243,7 @@ def fine_tune(folder: Path, patches: Path, options: argparse.Namespace) -> tuple
         seed=options.seed,
     )
     decision = json.loads((folder / "decision.json").read_text())
-    return folder / ("model.safetensors" if decision["accepted"] else "refused.safetensors"), decision
+    return folder / ("refused.safetensors" if decision["finetuned"] and not decision["accepted"] else "model.safetensors"), decision
 
 
 def predicted(sample: Sample, model: Path, folder: Path, options: argparse.Namespace) -> np.ndarray:
@@ -306,7 +306,17 @@ def gate_block(title: str, pair: tuple[Sample, Sample], cases: dict[str, Labels 
         better = after["AP@0.5"] > before["AP@0.5"] + 0.01
         verdict = "worse" if worse else "better" if better else "the same"
         outcomes.append((worse, decision["accepted"]))
-        show((title, name, "fine-tuned", *texts(after), "accepted" if decision["accepted"] else "refused", verdict, f"{seconds:.0f}"))
+        show(
+            (
+                title,
+                name,
+                "fine-tuned",
+                *texts(after),
+                "accepted" if decision["accepted"] else "refused" if decision["finetuned"] else "not trained",
+                verdict,
+                f"{seconds:.0f}",
+            )
+        )
         print(f"{title}, {name}: {decision['reason']}", file=sys.stderr, flush=True)
     return outcomes
 

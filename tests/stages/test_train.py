@@ -134,6 +134,24 @@ def test_poisoned_labels_are_refused_and_the_base_is_kept(poison, tmp_path):
     assert written["model_card"]["decision"]["finetuned"]["curated_cells"] >= 10 and len(written["curves"]["epochs"]) == 3
 
 
+def displaced(tissue):
+    """Every cell 1.3 µm beside its place: its nucleus is still inside."""
+    return np.roll(tissue.cells, 5, 1)
+
+
+def test_what_base_and_labels_forbid_is_not_trained(tmp_path):
+    write_patches(tmp_path / "patches", 4, cells=displaced)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint.pt").write_bytes(b"of an earlier try")
+    written = run(tmp_path / "patches", tmp_path / "out")
+    decision = written["decision"]
+    assert not decision["accepted"] and "beside their nuclei" in decision["reason"] and written["curves"]["epochs"] == []
+    assert decision["finetuned"] == {} and decision["base"]["label_offset_um"] == pytest.approx(1.3, abs=0.3) and len(decision["holdout_patches"]) == 4
+    assert decision["by_sample"] == {"s": {"base": decision["base"], "finetuned": {}}}
+    assert sha256(tmp_path / "out" / "model.safetensors") == sha256(BASE_MODEL) == written["model_card"]["sha256"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["curves.json", "decision.json", "model.safetensors", "model_card.json"]
+
+
 def test_from_scratch_is_taken_with_its_figures(tmp_path):
     write_patches(tmp_path / "patches", 2)
     written = run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
@@ -262,6 +280,11 @@ def test_a_cohort_of_two_samples(tmp_path):
     write_patches(tmp_path / "a", 2, "a")
     write_patches(tmp_path / "b", 2, "b", seed=1)
     written = run([tmp_path / "a", tmp_path / "b"], tmp_path / "out", epochs=1, max_patches=6, crop_wpx=64)
+    by_sample = written["decision"]["by_sample"]
+    judged = {place.split()[0] for place in written["decision"]["holdout_patches"]}
+    assert by_sample.keys() == judged
+    for side in ("base", "finetuned"):
+        assert sum(figures[side]["curated_cells"] for figures in by_sample.values()) == written["decision"][side]["curated_cells"]
     assert written["decision"]["samples"] == ["a", "b"] and written["model_card"]["attempt"]["samples"] == {"a": 3, "b": 3}
 
 

@@ -15,12 +15,17 @@ Where the teacher labelled by several stains, its label images are held against 
 less than the base agrees with them are noisier than the base, and cannot show that another model is better.
 Labels that lie beside their nuclei, all in one direction, are refused as they are: augmentation turns the direction away, so the model does not show it.
 
+A figure of a small hold-out is noisy, and a difference counts only when it exceeds `NOISE` standard errors. These are of the paired difference: both models are
+counted in the same squares of tissue, a place where they agree adds no noise, and one cell that changes several counts at once is one event. A cohort is
+judged as a whole, and no sample of it may be made worse.
+
 What no rule here can see: outlines that are wrong between touching cells, where neither nuclei nor transcripts tell them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +41,7 @@ from istseg.network.inference import Predictor
 from istseg.network.model import Rna2Seg
 from istseg.network.rna_image import rna_channel
 from istseg.progress import track
-from istseg.qc.matching import boundary_ious, match_labels, precision
+from istseg.qc.matching import boundary_ious, match_labels
 
 IOU = 0.5
 MIN_AREA_UM2 = 12.8
@@ -44,7 +49,11 @@ FLOW_ERROR = 0.9
 CONTAIN, INTERSECT = 0.95, 0.05
 SPURIOUS_PERCENTILE = 5.0
 MARGIN = 0.01
-"""A difference counts when it is larger than this and than what a single cell makes."""
+"""A difference counts when it is larger than this and than its noise."""
+NOISE = 2.0
+"""Standard errors that a difference must exceed. Where k squares change, all alike and in one direction, k has to exceed about 4."""
+SQUARE_UM = 10.0
+"""Side of the squares of tissue that are taken for independent: about a cell, so that its counts lie together, and in the same square in both models."""
 UNCHECKED_MARGIN = {"ap50": 0.03, "boundary_iou": 0.10}
 """What a gain against the labels must exceed where no second stain checks the labels: a model gains a little on any teacher by learning its style of outlines
 (measured: 0.06 of boundary IoU on a watershed's cells, while the model became worse by the truth)."""
@@ -63,76 +72,139 @@ GUARDS = {
 """Figure → (1: more is better, −1: less is; how much worse than the base's it may be). Wider than `MARGIN`, because a right correction moves them too: cells
 that had swallowed background give up some transcripts, cells that the base had missed hold fewer of them, and cells without nucleus in the plane are real."""
 
+LIMITS = {"spurious_rate": (-1, 0.25), "inconsistent_rate": (-1, 0.25), "cells_without_nucleus": (-1, 0.5), "density_in_cells": (1, 0.25)}
+"""Figure → (as in `GUARDS`; the worst that it may be) where the base has none because it predicts no cell."""
+
 LABEL_OFFSET_UM = 0.75
-"""How far the curated cells may lie beside their nuclei in the mean: nuclei lie anywhere in their cells, but in no direction more than in another."""
+"""Length of the mean displacement of curated cells from their nuclei that may be: nuclei lie anywhere in their cells, in no direction more than in others."""
 
 HIGHER_IS_BETTER = ("ap50", "boundary_iou")
 LOWER_IS_BETTER = ("spurious_rate", "inconsistent_rate")
 
+RATIOS = {
+    "ap50": ("tp", "scored"),
+    "mean_best_iou": ("best_iou", "curated"),
+    "boundary_iou": ("boundary_iou", "curated"),
+    "spurious_rate": ("spurious", "predicted"),
+    "inconsistent_rate": ("inconsistent", "predicted"),
+    "nuclei_in_own_cell": ("nuclei_in_own_cell", "nuclei"),
+    "transcripts_in_cells": ("transcripts_in_cells", "transcripts"),
+    "density_in_cells": ("transcripts_in_cells", "cell_pixels"),
+    "cells_without_nucleus": ("without_nucleus", "predicted"),
+    "shared_cells_found": ("shared_by_model", "shared"),
+    "shared_cells_found_by_teacher": ("shared_by_teacher", "shared"),
+}
+"""Figure → counts whose ratio it is; the density also has a constant factor."""
+_NEED_NUCLEI = ("inconsistent_rate", "cells_without_nucleus")
+
 
 @dataclass
 class Tally:
-    """Counts over held-out patches; see `figures`."""
+    """Counts over held-out patches, square by square; see `figures`.
 
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-    predicted: int = 0
-    ignored: int = 0
-    best: list[float] = field(default_factory=list)
-    boundary: list[float] = field(default_factory=list)
-    shared: int = 0
-    shared_by_model: int = 0
-    shared_by_teacher: int = 0
-    inconsistent: int | None = 0
-    nuclei: int = 0
-    nuclei_in_own_cell: int = 0
-    transcripts: int = 0
-    transcripts_in_cells: int = 0
-    cell_pixels: int = 0
-    transcripts_in_nuclei: int = 0
-    nucleus_pixels: int = 0
-    label_offsets_um: list[tuple[float, float]] = field(default_factory=list)
-    without_nucleus: list[int] = field(default_factory=list)
+    Attributes
+    ----------
+    patches
+        For each patch, count → (squares,) numbers; empty squares stay, so that the tallies of two models on the same patches are parallel.
+    bare
+        For each patch, (square, transcripts) of the predicted cells without nucleus.
+    reference
+        Transcripts of nuclei, or of curated cells where nuclei are not known: cells without nucleus that hold fewer are spurious.
+    offsets_um
+        (sample, label layer) → (y, x) from the centre of each curated cell to that of its nucleus.
+    nuclei_known
+        Whether all patches say where nuclei are.
+    """
+
+    patches: list[dict[str, np.ndarray]] = field(default_factory=list)
+    bare: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     reference: list[int] = field(default_factory=list)
+    offsets_um: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    nuclei_known: bool = True
+
+    def by_square(self, count: str) -> np.ndarray:
+        """(squares of all patches,) numbers of a count."""
+        if count == "curated":
+            return self.by_square("tp") + self.by_square("fn")
+        if count == "scored":
+            return self.by_square("curated") + self.by_square("fp")
+        if count == "spurious":
+            threshold = self.spurious_below()
+            parts = [
+                np.bincount(squares[transcripts < threshold], minlength=len(patch["predicted"]))
+                for patch, (squares, transcripts) in zip(self.patches, self.bare, strict=True)
+            ]
+            return np.concatenate([np.zeros(0), *parts])
+        return np.concatenate([np.zeros(0), *(patch.get(count, np.zeros(len(patch["predicted"]))) for patch in self.patches)])
+
+    def total(self, count: str) -> float:
+        return float(self.by_square(count).sum())
+
+    def spurious_below(self) -> float | None:
+        return float(np.percentile(self.reference, SPURIOUS_PERCENTILE)) if self.reference else None
+
+    def factor(self, figure: str) -> float:
+        """What the ratio of a figure is multiplied by: the density is relative to that of the nuclei. 0: there is no such figure."""
+        if figure == "density_in_cells":
+            in_nuclei = self.total("transcripts_in_nuclei")
+            return self.total("nucleus_pixels") / in_nuclei if in_nuclei else 0.0
+        if figure == "spurious_rate":
+            return float(bool(self.reference))
+        if figure == "ap50":
+            return float(self.total("curated") > 0)
+        return float(self.nuclei_known or figure not in _NEED_NUCLEI)
+
+    def value(self, figure: str) -> float | None:
+        factor = self.factor(figure)
+        top, bottom = RATIOS[figure]
+        if not factor or not self.total(bottom):
+            return None
+        return factor * self.total(top) / self.total(bottom)
+
+    def offsets(self) -> list[tuple[float, float, str, str]]:
+        """(length of the mean offset, its noise, sample, label layer) in µm where enough cells contain one nucleus; the largest beyond its noise first."""
+        found = []
+        for (sample, layer), offsets in self.offsets_um.items():
+            if len(offsets) < MIN_CELLS:
+                continue
+            mean = np.mean(offsets, 0)
+            length = float(np.linalg.norm(mean))
+            along = np.asarray(offsets) @ (mean / max(length, 1e-9))
+            found.append((length, NOISE * float(along.std(ddof=1)) / len(along) ** 0.5, sample, layer))
+        return sorted(found, key=lambda one: one[1] - one[0])
 
     def figures(self) -> dict[str, Any]:
         """Figures of the decision: quality, rates, and the counts behind them."""
-        curated = self.tp + self.fn
-        threshold = float(np.percentile(self.reference, SPURIOUS_PERCENTILE)) if self.reference else None
-        spurious = None if threshold is None else sum(n < threshold for n in self.without_nucleus)
+        offsets = self.offsets()
         return {
-            "ap50": precision(self.tp, self.fp, self.fn) if curated else None,
-            "mean_best_iou": float(np.mean(self.best)) if self.best else None,
-            "boundary_iou": float(np.mean(self.boundary)) if self.boundary else None,
-            "spurious_rate": None if spurious is None or not self.predicted else spurious / self.predicted,
-            "inconsistent_rate": None if self.inconsistent is None or not self.predicted else self.inconsistent / self.predicted,
-            "nuclei_in_own_cell": self.nuclei_in_own_cell / self.nuclei if self.nuclei else None,
-            "transcripts_in_cells": self.transcripts_in_cells / self.transcripts if self.transcripts else None,
-            "density_in_cells": self._density_in_cells(),
-            "cells_without_nucleus": None if self.inconsistent is None or not self.predicted else len(self.without_nucleus) / self.predicted,
-            "label_offset_um": float(np.linalg.norm(np.mean(self.label_offsets_um, 0))) if len(self.label_offsets_um) >= MIN_CELLS else None,
-            "shared_cells_found": self.shared_by_model / self.shared if self.shared else None,
-            "shared_cells_found_by_teacher": self.shared_by_teacher / self.shared if self.shared else None,
-            "shared_cells": self.shared,
-            "true_positives": self.tp,
-            "false_positives": self.fp,
-            "false_negatives": self.fn,
-            "curated_cells": curated,
-            "predicted_cells": self.predicted,
-            "predicted_cells_not_judged": self.ignored,
-            "spurious_below_transcripts": threshold,
+            **{figure: self.value(figure) for figure in RATIOS},
+            "label_offset_um": max(length for length, *_ in offsets) if offsets else None,
+            "shared_cells": int(self.total("shared")),
+            "true_positives": int(self.total("tp")),
+            "false_positives": int(self.total("fp")),
+            "false_negatives": int(self.total("fn")),
+            "curated_cells": int(self.total("curated")),
+            "predicted_cells": int(self.total("predicted")),
+            "predicted_cells_not_judged": int(self.total("ignored")),
+            "spurious_below_transcripts": self.spurious_below(),
         }
 
-    def _density_in_cells(self) -> float | None:
-        """Transcripts per area of the cells, relative to that of the nuclei."""
-        if not self.cell_pixels or not self.transcripts_in_nuclei:
-            return None
-        return (self.transcripts_in_cells / self.cell_pixels) / (self.transcripts_in_nuclei / self.nucleus_pixels)
+
+def pool(tallies: Mapping[str, Tally]) -> Tally:
+    """One tally of all samples."""
+    whole = Tally()
+    for tally in tallies.values():
+        whole.patches += tally.patches
+        whole.bare += tally.bare
+        whole.reference += tally.reference
+        whole.nuclei_known &= tally.nuclei_known
+        for key, offsets in tally.offsets_um.items():
+            whole.offsets_um[key] += offsets
+    return whole
 
 
-def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], device: torch.device, what: str = "gate") -> dict[str, Any]:
-    """Figures of a model on held-out patches.
+def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], device: torch.device, what: str = "gate") -> dict[str, Tally]:
+    """Counts of a model on held-out patches.
 
     Parameters
     ----------
@@ -147,15 +219,15 @@ def evaluate(model: Rna2Seg, card: ModelCard, holdout: Sequence[PatchRef], devic
 
     Returns
     -------
-    See `Tally.figures`. With nuclei in the patches, *spurious* and *inconsistent* are the paper's [Validation and metrics]; without, every cell with fewer
-    transcripts than the 5th percentile of the curated cells counts as spurious, and the inconsistent rate is None.
+    Sample → tally, in order of the samples' names. With nuclei in the patches, *spurious* and *inconsistent* are the paper's [Validation and metrics];
+    without, every cell with fewer transcripts than the 5th percentile of the curated cells counts as spurious, and the inconsistent rate is None.
     """
     predictor = Predictor(model, card, device)
-    tally = Tally()
+    tallies = {sample: Tally() for sample in sorted({ref.sample for ref in holdout})}
     for ref in track(list(holdout), what):
         patch = Patch.read(ref.path)
-        judge(patch, predict(predictor, patch), tally)
-    return tally.figures()
+        judge(patch, predict(predictor, patch), tallies[ref.sample])
+    return tallies
 
 
 def predict(predictor: Predictor, patch: Patch) -> np.ndarray:
@@ -173,41 +245,67 @@ def predict(predictor: Predictor, patch: Patch) -> np.ndarray:
     )
 
 
+class _Part:
+    """Counts of one patch by square."""
+
+    def __init__(self, patch: Patch):
+        side = max(round(SQUARE_UM / patch.working_um), 1)
+        rows, columns = (np.arange(n) // side for n in patch.counts.shape)
+        self.square = rows[:, None] * (columns[-1] + 1) + columns
+        self.n = int(self.square[-1, -1]) + 1
+        self.counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self.n))
+
+    def of(self, labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """(n,) squares of the labels' centres."""
+        y, x = _centres(labels, ids).astype(int).T
+        return self.square[y, x]
+
+    def add(self, count: str, squares: np.ndarray, numbers: np.ndarray | None = None) -> None:
+        self.counts[count] += np.bincount(squares.ravel(), None if numbers is None else numbers.ravel(), minlength=self.n)
+
+
 def judge(patch: Patch, predicted: np.ndarray, tally: Tally) -> None:
     """Add the cells predicted in one patch to the tally; of a cell that reaches out of the mosaic the part inside."""
     inside = patch.inside_mosaic()
     patch = replace(patch, counts=np.where(inside, patch.counts, 0))
     predicted = np.where(inside, predicted, 0)
+    part = _Part(patch)
     mine = _central(predicted, patch.overlap // 2)
-    tally.predicted += len(mine)
+    part.add("predicted", part.of(predicted, mine))
     stand_ins = patch.stand_ins if patch.stand_ins is not None else [[]] * len(patch.labels)
     cells = [np.where(patch.teach[k] & ~np.isin(labels, stand_ins[k]), labels, 0) for k, labels in enumerate(patch.labels)]
     for k in range(len(cells)):
         counted = np.setdiff1d(_central(cells[k], patch.overlap // 2), border_labels(patch.labels[k]))
         judged = patch.teach[k] & ~np.isin(patch.labels[k], stand_ins[k])
         if patch.nuclei is not None:
-            tally.label_offsets_um += _offsets_um(np.where(np.isin(cells[k], counted), cells[k], 0), patch.nuclei, patch.working_um)
-        _against_curated(cells[k], counted, judged, predicted, mine, tally)
+            offsets = _offsets_um(np.where(np.isin(cells[k], counted), cells[k], 0), patch.nuclei, patch.working_um)
+            tally.offsets_um[patch.sample, patch.label_names[k]] += offsets
+        _against_curated(cells[k], counted, judged, predicted, mine, part)
         for other in range(len(cells)):
             if other != k:
-                _against_other_stain(cells[k], counted, cells[other], predicted, tally)
-    _against_nuclei_and_transcripts(patch, predicted, mine, tally)
+                _against_other_stain(cells[k], counted, cells[other], predicted, part)
+    _against_transcripts(patch, predicted, part)
+    tally.bare.append(_without_nuclei(patch, predicted, mine, part, tally) if patch.nuclei is None else _against_nuclei(patch, predicted, mine, part, tally))
+    tally.patches.append(dict(part.counts))
 
 
-def _against_curated(cells: np.ndarray, counted: np.ndarray, judged: np.ndarray, predicted: np.ndarray, mine: np.ndarray, tally: Tally) -> None:
+def _against_curated(cells: np.ndarray, counted: np.ndarray, judged: np.ndarray, predicted: np.ndarray, mine: np.ndarray, part: _Part) -> None:
     overlap = match_labels(cells, predicted)
     partner = overlap.matches(IOU)
-    wanted = np.isin(overlap.truth_ids, counted)
-    tally.tp += int((partner[wanted] >= 0).sum())
-    tally.fn += int((partner[wanted] < 0).sum())
-    tally.best += overlap.best_iou()[wanted].tolist()
-    tally.boundary += boundary_ious(cells, predicted, overlap, np.flatnonzero(wanted))
+    wanted = np.flatnonzero(np.isin(overlap.truth_ids, counted))
+    squares = part.of(cells, overlap.truth_ids[wanted])
+    found = partner[wanted] >= 0
+    part.add("tp", squares[found])
+    part.add("fn", squares[~found])
+    part.add("best_iou", squares, overlap.best_iou()[wanted])
+    part.add("boundary_iou", squares, np.asarray(boundary_ious(cells, predicted, overlap, wanted), float))
     area = np.bincount(predicted.ravel())
     inside = np.bincount(predicted.ravel(), weights=judged.ravel())
     unmatched = np.setdiff1d(mine, overlap.predicted_ids[partner[partner >= 0]])
     wrong = inside[unmatched] > area[unmatched] / 2
-    tally.fp += int(wrong.sum())
-    tally.ignored += int((~wrong).sum())
+    squares = part.of(predicted, unmatched)
+    part.add("fp", squares[wrong])
+    part.add("ignored", squares[~wrong])
 
 
 def _offsets_um(cells: np.ndarray, nuclei: np.ndarray, working_um: float) -> list[tuple[float, float]]:
@@ -227,56 +325,123 @@ def _centres(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(flat, v)[ids] / size[ids] for v in (y, x)], 1)
 
 
-def _against_other_stain(cells: np.ndarray, counted: np.ndarray, other: np.ndarray, predicted: np.ndarray, tally: Tally) -> None:
+def _against_other_stain(cells: np.ndarray, counted: np.ndarray, other: np.ndarray, predicted: np.ndarray, part: _Part) -> None:
     """Curated cells that a curated cell of another stain overlaps: found by that one, and by the model?"""
     peer, model = match_labels(cells, other), match_labels(cells, predicted)
     shared = np.isin(peer.truth_ids, counted) & (peer.best_iou() > SHARED_IOU)
-    tally.shared += int(shared.sum())
-    tally.shared_by_teacher += int((peer.best_iou()[shared] >= IOU).sum())
-    tally.shared_by_model += int((model.best_iou()[shared] >= IOU).sum())
+    squares = part.of(cells, peer.truth_ids[shared])
+    part.add("shared", squares)
+    part.add("shared_by_teacher", squares[peer.best_iou()[shared] >= IOU])
+    part.add("shared_by_model", squares[model.best_iou()[shared] >= IOU])
 
 
-def _against_nuclei_and_transcripts(patch: Patch, predicted: np.ndarray, mine: np.ndarray, tally: Tally) -> None:
+def _core(patch: Patch) -> tuple[slice, slice]:
     margin = patch.overlap // 2
-    core = np.s_[margin : patch.counts.shape[0] - margin, margin : patch.counts.shape[1] - margin]
-    tally.transcripts += int(patch.counts[core].sum())
-    tally.transcripts_in_cells += int(patch.counts[core][predicted[core] > 0].sum())
-    tally.cell_pixels += int((predicted[core] > 0).sum())
-    transcripts = np.bincount(predicted.ravel(), weights=patch.counts.ravel(), minlength=1)
-    if patch.nuclei is None:
-        tally.inconsistent = None
-        tally.without_nucleus += transcripts[mine].astype(int).tolist()
-        # The first label image only: the cells of several teachers are the same cells.
-        curated = patch.labels[0]
-        tally.reference += np.bincount(curated.ravel(), weights=patch.counts.ravel())[np.unique(curated[curated > 0])].astype(int).tolist()
-        return
+    height, width = patch.counts.shape
+    return np.s_[margin : height - margin, margin : width - margin]
+
+
+def _against_transcripts(patch: Patch, predicted: np.ndarray, part: _Part) -> None:
+    core = _core(patch)
+    squares, counts, covered = part.square[core], patch.counts[core], predicted[core] > 0
+    part.add("transcripts", squares, counts)
+    part.add("transcripts_in_cells", squares[covered], counts[covered])
+    part.add("cell_pixels", squares[covered])
+
+
+def _without_nuclei(patch: Patch, predicted: np.ndarray, mine: np.ndarray, part: _Part, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
+    """Squares and transcripts of all cells, since none is known to hold a nucleus."""
+    tally.nuclei_known = False
+    # The first label image only: the cells of several teachers are the same cells.
+    curated = patch.labels[0]
+    tally.reference += np.bincount(curated.ravel(), weights=patch.counts.ravel())[np.unique(curated[curated > 0])].astype(int).tolist()
+    return part.of(predicted, mine), np.bincount(predicted.ravel(), weights=patch.counts.ravel())[mine]
+
+
+def _against_nuclei(patch: Patch, predicted: np.ndarray, mine: np.ndarray, part: _Part, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
+    """Squares and transcripts of the cells without nucleus."""
     overlaps, nucleus_ids, cell_ids = from_label_images(patch.nuclei, predicted)
     contained = np.bincount(overlaps.cell[overlaps.fraction >= CONTAIN], minlength=len(cell_ids))
     intersected = np.bincount(overlaps.cell[overlaps.fraction > INTERSECT], minlength=len(cell_ids))
-    central = np.isin(nucleus_ids, _central(patch.nuclei, margin))
-    alone = (overlaps.fraction >= CONTAIN) & (contained[overlaps.cell] == 1)
-    tally.nuclei += int(central.sum())
-    tally.nuclei_in_own_cell += int(central[overlaps.nucleus[alone]].sum())
-    tally.nucleus_pixels += int((patch.nuclei[core] > 0).sum())
-    tally.transcripts_in_nuclei += int(patch.counts[core][patch.nuclei[core] > 0].sum())
+    central = np.isin(nucleus_ids, _central(patch.nuclei, patch.overlap // 2))
+    alone = np.zeros(len(nucleus_ids), bool)
+    alone[overlaps.nucleus[(overlaps.fraction >= CONTAIN) & (contained[overlaps.cell] == 1)]] = True
+    part.add("nuclei", part.of(patch.nuclei, nucleus_ids[central]))
+    part.add("nuclei_in_own_cell", part.of(patch.nuclei, nucleus_ids[central & alone]))
+    core = _core(patch)
+    in_nuclei = patch.nuclei[core] > 0
+    part.add("nucleus_pixels", part.square[core][in_nuclei])
+    part.add("transcripts_in_nuclei", part.square[core][in_nuclei], patch.counts[core][in_nuclei])
     chosen = np.isin(cell_ids, mine)
-    if tally.inconsistent is not None:
-        tally.inconsistent += int((chosen & (((intersected > 0) & (contained == 0)) | (contained > 1))).sum())
-    tally.without_nucleus += transcripts[cell_ids[chosen & (intersected == 0)]].astype(int).tolist()
+    part.add("inconsistent", part.of(predicted, cell_ids[chosen & (((intersected > 0) & (contained == 0)) | (contained > 1))]))
+    bare = cell_ids[chosen & (intersected == 0)]
+    squares = part.of(predicted, bare)
+    part.add("without_nucleus", squares)
     tally.reference += np.bincount(patch.nuclei.ravel(), weights=patch.counts.ravel())[nucleus_ids].astype(int).tolist()
+    return squares, np.bincount(predicted.ravel(), weights=patch.counts.ravel())[bare]
 
 
 def _central(labels: np.ndarray, margin: int) -> np.ndarray:
     """Labels whose centroid lies in the core of the window, half-open."""
-    ids, inverse, area = np.unique(labels, return_inverse=True, return_counts=True)
-    y, x = np.indices(labels.shape)
-    centres = [np.bincount(inverse.ravel(), weights=v.ravel()) / area + 0.5 for v in (y, x)]
-    inside = (ids > 0) & np.logical_and.reduce([(c >= margin) & (c < side - margin) for c, side in zip(centres, labels.shape, strict=True)])
-    return ids[inside]
+    ids = np.unique(labels[labels > 0])
+    centres = _centres(labels, ids) + 0.5
+    return ids[((centres >= margin) & (centres < np.asarray(labels.shape) - margin)).all(1)]
 
 
-def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
-    """Accept the fine-tuned model when it is worse in nothing and better in something; else keep the base. `GUARDS` can only make it worse.
+def noise(base: Tally, finetuned: Tally) -> dict[str, float]:
+    """Noise of the difference of each figure that both have: `NOISE` standard errors, at least what one count makes.
+
+    Parameters
+    ----------
+    base, finetuned
+        Of the same patches.
+    """
+    figures = (figure for figure in RATIOS if base.value(figure) is not None and finetuned.value(figure) is not None)
+    return {figure: base.factor(figure) * _noise(*(tally.by_square(count) for tally in (base, finetuned) for count in RATIOS[figure])) for figure in figures}
+
+
+def _noise(top_a: np.ndarray, bottom_a: np.ndarray, top_b: np.ndarray, bottom_b: np.ndarray) -> float:
+    """Of the difference of two ratios of sums over the same squares: their paired standard error, linearised [Cochran, Sampling Techniques, 1977, ch. 6]."""
+    used = int(((bottom_a > 0) | (bottom_b > 0)).sum())
+    if used < 2:
+        return 1.0
+    a, b = ((top - top.sum() / bottom.sum() * bottom) / bottom.sum() for top, bottom in ((top_a, bottom_a), (top_b, bottom_b)))
+    error = float(np.sqrt(((b - a) ** 2).sum() * used / (used - 1)))
+    return max(NOISE * error, 1 / min(bottom_a.sum(), bottom_b.sum()))
+
+
+def foregone(base: Mapping[str, Tally]) -> str | None:
+    """Why the base will be kept whatever a training gives, or None: base and labels alone say so.
+
+    Parameters
+    ----------
+    base
+        Of `evaluate`.
+    """
+    whole = pool(base)
+    curated = int(whole.total("curated"))
+    if curated < MIN_CELLS:
+        return f"the base is kept: only {curated} curated cells lie on held-out patches, at least {MIN_CELLS} are needed to decide"
+    if whole.total("shared") >= MIN_CELLS:
+        by_base, by_teacher = whole.value("shared_cells_found"), whole.value("shared_cells_found_by_teacher")
+        shared = whole.by_square("shared")
+        step = max(MARGIN, _noise(whole.by_square("shared_by_teacher"), shared, whole.by_square("shared_by_model"), shared))
+        if by_base > by_teacher + step:
+            return (
+                f"the base is kept: of the curated cells that the teacher labelled by several stains it finds {by_base:.1%}, the teacher's other stains "
+                f"{by_teacher:.1%}: labels that are noisier than the base cannot show an improvement; use a better teacher"
+            )
+    for length, uncertain, sample, layer in whole.offsets()[:1]:
+        if length > LABEL_OFFSET_UM + uncertain:
+            return (
+                f"the base is kept: the curated cells of {sample}, {layer} lie {length:.2f} µm beside their nuclei, all in one direction (at most "
+                f"{LABEL_OFFSET_UM} µm may be): stains or labels are displaced; align them"
+            )
+    return None
+
+
+def decide(base: Mapping[str, Tally], finetuned: Mapping[str, Tally]) -> tuple[bool, str]:
+    """Accept the fine-tuned model when it is better in something and worse in nothing, in no sample either; else keep the base.
 
     Parameters
     ----------
@@ -287,48 +452,52 @@ def decide(base: dict[str, Any], finetuned: dict[str, Any]) -> tuple[bool, str]:
     -------
     (accepted, reason in words)
     """
-    curated = finetuned["curated_cells"]
-    if curated < MIN_CELLS:
-        return False, f"the base is kept: only {curated} curated cells lie on held-out patches, at least {MIN_CELLS} are needed to decide"
-    by_base, by_teacher = base.get("shared_cells_found"), base.get("shared_cells_found_by_teacher")
-    if by_base is not None and base["shared_cells"] >= MIN_CELLS and by_base >= by_teacher:
-        return False, (
-            f"the base is kept: of the curated cells that the teacher labelled by several stains it finds {by_base:.1%}, the teacher's other stains "
-            f"{by_teacher:.1%}: labels that are noisier than the base cannot show an improvement; use a better teacher"
-        )
-    offset = base.get("label_offset_um")
-    if offset is not None and offset > LABEL_OFFSET_UM:
-        return False, (
-            f"the base is kept: the curated cells lie {offset:.2f} µm beside their nuclei in the mean (at most {LABEL_OFFSET_UM} µm may be): "
-            "stains or labels are displaced; align them"
-        )
-    checked = by_base is not None and base["shared_cells"] >= MIN_CELLS
-    better, worse = [], []
-    for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER):
-        before, after = base[name], finetuned[name]
-        if before is None and after is None:
-            continue
-        if after is None:
-            worse.append(f"{name} (it predicts no cell)")
-            continue
-        if before is None:
-            continue
-        gain = (after - before) * (1 if name in HIGHER_IS_BETTER else -1)
-        n = curated if name in HIGHER_IS_BETTER else min(base["predicted_cells"], finetuned["predicted_cells"])
-        step = max(MARGIN, 1 / n)
-        if gain < -step:
-            worse.append(f"{name} {before:.3f} → {after:.3f}")
-        if gain > (step if checked else max(step, UNCHECKED_MARGIN.get(name, 0.0))):
-            better.append(f"{name} {before:.3f} → {after:.3f}")
-    for name, (sign, margin) in GUARDS.items():
-        before, after = base.get(name), finetuned.get(name)
-        if before is not None and after is not None and (before - after) * sign > margin:
-            worse.append(f"{name} {before:.3f} → {after:.3f}")
+    if reason := foregone(base):
+        return False, reason
+    before, after = pool(base), pool(finetuned)
+    better, worse = compare(before.figures(), after.figures(), noise(before, after))
+    judged = [sample for sample in base if len(base) > 1 and base[sample].total("curated") >= MIN_CELLS]
+    for sample in judged:
+        _, worse_here = compare(base[sample].figures(), finetuned[sample].figures(), noise(base[sample], finetuned[sample]))
+        worse += [f"{change} in the sample {sample}" for change in worse_here]
     if worse:
         return False, "the base is kept: fine-tuning made worse " + ", ".join(worse) + (f" (better: {', '.join(better)})" if better else "")
     if not better:
-        return False, "the base is kept: fine-tuning changed nothing by more than the margin"
+        return False, "the base is kept: fine-tuning changed nothing by more than the margin and the noise"
     return True, "fine-tuning is accepted: better " + ", ".join(better) + ", nothing worse"
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], noise: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """What is better and what is worse, in words; `GUARDS` and `LIMITS` can only be worse.
+
+    Parameters
+    ----------
+    before, after
+        Of `Tally.figures`.
+    noise
+        Figure → what a difference must exceed, besides its margin.
+    """
+    by_base, by_teacher = before.get("shared_cells_found"), before.get("shared_cells_found_by_teacher")
+    checked = by_base is not None and before["shared_cells"] >= MIN_CELLS and by_base < by_teacher
+    better, worse = [], []
+    rules = {name: (1 if name in HIGHER_IS_BETTER else -1, MARGIN) for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)} | GUARDS
+    for name, (sign, margin) in rules.items():
+        old, new = before.get(name), after.get(name)
+        if new is None:
+            if old is not None:
+                worse.append(f"{name} {old:.3f} → none (it predicts no cell)")
+            continue
+        if old is None:
+            limit_sign, limit = LIMITS.get(name, (1, -np.inf))
+            if (new - limit) * limit_sign < 0:
+                worse.append(f"{name} none → {new:.3f} (the base predicts no cell; the limit is {limit:g})")
+            continue
+        gain, step = (new - old) * sign, max(margin, noise.get(name, 0.0))
+        if gain < -step:
+            worse.append(f"{name} {old:.3f} → {new:.3f}")
+        if name not in GUARDS and gain > (step if checked else max(step, UNCHECKED_MARGIN.get(name, 0.0))):
+            better.append(f"{name} {old:.3f} → {new:.3f}")
+    return better, worse
 
 
 def nuclei_known(holdout: Sequence[PatchRef]) -> bool:

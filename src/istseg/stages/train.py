@@ -27,6 +27,7 @@ log = logging.getLogger("istseg")
 
 SCRATCH = "scratch"
 REFUSED = "refused.safetensors"
+CHECKPOINT = "checkpoint.pt"
 
 
 def run(
@@ -51,7 +52,9 @@ def run(
     precision: str,
     seed: int,
 ) -> None:
-    """Fine-tune a model on curated patches and decide whether to use it. With too few patches the base is kept, and `decision.json` says so.
+    """Fine-tune a model on curated patches and decide whether to use it.
+
+    With too few patches, or where base and labels alone say that the base will be kept, nothing is trained, and `decision.json` says so.
 
     Parameters
     ----------
@@ -99,8 +102,15 @@ def run(
     work = out / ".targets"
     shutil.rmtree(work, ignore_errors=True)
     (out / REFUSED).unlink(missing_ok=True)
+    before = None
     try:
         parts = split(refs, validation_fraction, holdout_fraction, seed)
+        if base != SCRATCH:
+            with computing_in(arithmetic):
+                before = gate.evaluate(model, card, parts.holdout, place, "gate: base")
+            if reason := gate.foregone(before):
+                _write_untrained(out, name, Path(base), card, found, reason, before, parts.holdout)
+                return
         train_store, validation_store = _stores(parts, work, device, card.genes)
     except TooFewPatches as error:
         shutil.rmtree(work, ignore_errors=True)
@@ -115,10 +125,9 @@ def run(
     )
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
+    checkpoint = out / CHECKPOINT
+    fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
     with computing_in(arithmetic):
-        before = None if base == SCRATCH else gate.evaluate(model, card, parts.holdout, place, "gate: base")
-        checkpoint = out / "checkpoint.pt"
-        fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
         fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
         # What is judged is what is stored: weights rounded to half precision.
         model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
@@ -126,18 +135,7 @@ def run(
     accepted, reason = (True, "trained from scratch: there is no base to keep") if before is None else gate.decide(before, after)
     log.info(reason)
     samples = sorted({ref.sample for ref in refs})
-    decision = {
-        "samples": samples,
-        "name": name,
-        "accepted": accepted,
-        "reason": reason,
-        "base": before or {},
-        "finetuned": after,
-        "margin": gate.MARGIN,
-        "guards": {name: margin for name, (_, margin) in gate.GUARDS.items()},
-        "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in parts.holdout],
-        "stand_ins_and_nuclei_known": gate.nuclei_known(parts.holdout),
-    }
+    decision = _decision(samples, name, accepted, reason, before, after, parts.holdout)
     facts = _facts(refs, found, parts, recipe, fitted, data, decision) | {"device": device, "precision": str(arithmetic).removeprefix("torch.")}
     notes = ["labels of a teacher, curated by rules: no person annotated them"]
     parent = "" if base == SCRATCH else card.name
@@ -265,15 +263,54 @@ def _curves(samples: list[str], name: str, fitted: training.Fitted, base: str) -
     }
 
 
-def _write_untrained(out: Path, name: str, base: Path, card: ModelCard, found: Sequence[PatchRef], reason: str) -> None:
+def _decision(
+    samples: list[str],
+    name: str,
+    accepted: bool,
+    reason: str,
+    before: dict[str, gate.Tally] | None,
+    after: dict[str, gate.Tally] | None,
+    holdout: Sequence[PatchRef],
+) -> dict[str, Any]:
+    """Content of `decision.json`; `before` is None from scratch, `after` without a training, both where nothing was held out."""
+    sides = {"base": before or {}, "finetuned": after or {}}
+    figures = {side: gate.pool(tallies).figures() if tallies else {} for side, tallies in sides.items()}
+    judged = sorted({ref.sample for ref in holdout})
+    return {
+        "samples": samples,
+        "name": name,
+        "accepted": accepted,
+        "reason": reason,
+        **figures,
+        "by_sample": {sample: {side: tallies[sample].figures() if tallies else {} for side, tallies in sides.items()} for sample in judged},
+        "margin": gate.MARGIN,
+        "noise": gate.noise(gate.pool(before), gate.pool(after)) if before and after else {},
+        "guards": {name: margin for name, (_, margin) in gate.GUARDS.items()},
+        "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in holdout],
+        "stand_ins_and_nuclei_known": gate.nuclei_known(holdout),
+    }
+
+
+def _write_untrained(
+    out: Path,
+    name: str,
+    base: Path,
+    card: ModelCard,
+    found: Sequence[PatchRef],
+    reason: str,
+    before: dict[str, gate.Tally] | None = None,
+    holdout: Sequence[PatchRef] = (),
+) -> None:
     """The base as the result, without a try."""
     log.warning("%s: the base is kept: %s", name, reason)
     samples = sorted({ref.sample for ref in found}) or [name]
-    decision = {"samples": samples, "name": name, "accepted": False, "reason": reason, "base": {}, "finetuned": {}, "holdout_patches": []}
+    decision = _decision(samples, name, False, reason, before, None, holdout)
     kept = _keep_base(base, card, out / "model.safetensors")
     write_json(out / "model_card.json", kept.as_dict() | {"decision": decision})
     write_json(out / "curves.json", {"samples": samples, "name": name, "base": base.name, "best_epoch": None, "validation_loss_before": None, "epochs": []})
     write_json(out / "decision.json", decision)
+    # Of an earlier try with other patches that was killed.
+    (out / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _keep_base(base: Path, card: ModelCard, path: Path) -> ModelCard:
