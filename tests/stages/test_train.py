@@ -341,7 +341,7 @@ def test_a_patch_of_another_resolution_is_refused(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_precision_reaches_training_and_gate(tmp_path, monkeypatch, precision):
-    write_patches(tmp_path / "patches", 2)
+    write_patches(tmp_path / "patches", 4)
     seen = []
 
     class Noted(Predictor):
