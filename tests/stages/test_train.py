@@ -82,7 +82,7 @@ def test_the_same_input_gives_the_same_bytes(good, tmp_path):
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
     """SIGKILL, as a scheduler sends it: nothing can be tidied up."""
     write_patches(tmp_path / "patches", 2)
-    changes = {"epochs": 3, "patience": 0, "crop_wpx": 64, "batch_size": 2}
+    changes = {"epochs": 3, "patience": 0, "crop_wpx": 64, "batch_size": 2, "holdout_fraction": 0.5}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     run(tmp_path / "patches", undisturbed, **changes)
     command = [str(Path(sys.executable).with_name("istseg")), "train", "--patches", str(tmp_path / "patches")]
@@ -184,7 +184,7 @@ def test_gene_colours_from_scratch_to_cells_and_on_from_there(rna_input, tmp_pat
         found.append(sorted(outline for one in labels for outline in one.objects.loc[one.objects["owned"], "geometry"]))
     assert found[0] == found[1] and found[0] and len(tiles) > 1
     write_patches(tmp_path / "more", 2, seed=1)
-    tuned = run(tmp_path / "more", tmp_path / "tuned", base=str(path), epochs=1, crop_wpx=64)
+    tuned = run(tmp_path / "more", tmp_path / "tuned", base=str(path), epochs=1, crop_wpx=64, holdout_fraction=0.5)
     attempt = "model" if tuned["decision"]["accepted"] else "refused"
     again, kept = weights.load(tmp_path / "tuned" / f"{attempt}.safetensors")
     assert (kept.rna_input, kept.genes) == (rna_input, GENES)
@@ -358,7 +358,7 @@ def test_precision_reaches_training_and_gate(tmp_path, monkeypatch, precision):
         return autocast(device)
 
     monkeypatch.setattr(training, "autocast", noted_autocast)
-    written = run(tmp_path / "patches", tmp_path / "out", epochs=1, crop_wpx=64, precision=precision)
+    written = run(tmp_path / "patches", tmp_path / "out", epochs=1, crop_wpx=64, holdout_fraction=0.5, precision=precision)
     wanted = PRECISIONS[precision]
     assert set(seen) == set(steps) == {wanted} and len(seen) == 2
     assert written["model_card"]["attempt"]["precision"] == str(wanted).removeprefix("torch.")
