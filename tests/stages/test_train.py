@@ -67,6 +67,7 @@ def test_the_card_tells_where_the_model_comes_from(good):
     model, loaded = weights.load(folder / "out" / "model.safetensors", card["sha256"])
     assert loaded.name == "tuned" and loaded.parent_sha256 == sha256(BASE_MODEL) and loaded.rna_form == weights.load(BASE_MODEL)[1].rna_form
     assert loaded.training["patches"] == {"found": 16, "train": 10, "validation": 2, "holdout": 4} and loaded.training["samples"] == {"s": 16}
+    assert list(loaded.training["stains"]) == ["s"] and len(loaded.training["stains"]["s"]) >= 1
     assert len(loaded.training["data_sha256"]) == 64 and loaded.training["figures"] == written["decision"]["finetuned"]
     assert sorted(p.name for p in (folder / "out").iterdir()) == ["curves.json", "decision.json", "model.safetensors", "model_card.json"]
 

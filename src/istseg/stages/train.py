@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from istseg.artifacts.files import sha256, whole, write_json
+from istseg.artifacts.patches import Patch
 from istseg.errors import InputError
 from istseg.network import gate, training, weights
 from istseg.network.card import ModelCard
@@ -241,6 +242,7 @@ def _facts(
     """What the card tells of the training; no times, so that the same training gives the same file."""
     return {
         "samples": dict(Counter(ref.sample for ref in refs)),
+        "stains": {sample: Patch.read(path).stain_names for sample, path in {ref.sample: ref.path for ref in refs}.items()},
         "patches": {"found": len(found), "train": len(parts.train), "validation": len(parts.validation), "holdout": len(parts.holdout)},
         "data_sha256": data,
         "recipe": recipe.__dict__,
