@@ -31,6 +31,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parent))
 from finetuning import machine, make
+from peer import CLOCKS
 from peer import run as run_peer
 
 from istseg.artifacts.labels import describe
@@ -86,10 +87,6 @@ class Windows:
         box, field = self.boxes[i % len(self.boxes)], field.cpu().numpy()
         grid = self.tile.window_grid
         return len(describe("cells", labels, box, box, (grid.height, grid.width), np.hypot(field[0], field[1]), field[2]))
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""`cpu` counts the seconds of processors that the process used: what other work on the machine takes is not in it, but neither is waiting."""
 
 
 def our_times(windows: Windows, count: int, batch_size: int, now: Callable[[], float]) -> tuple[dict[str, list[float]], int, dict[int, float]]:

@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HOME = Path(os.environ.get("ISTSEG_PEER") or Path(__file__).resolve().parents[1] / ".istseg" / "peer")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` counts the seconds of processors that the process used: what other work on the machine takes is not in it, but neither is waiting."""
 LOCK = Path(__file__).with_name("peer.lock")
 
 

@@ -9,11 +9,10 @@ stains, side of a patch) and `weights.pt`. Writes `peer_times.json`: seconds of 
 import json
 import resource
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+from peer import CLOCKS
 
 
 def timed(module, name, seconds, now):

@@ -9,9 +9,10 @@ Writes `peer_times.json`.
 import json
 import resource
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
+
+from peer import CLOCKS
 
 
 def main():
@@ -23,7 +24,7 @@ def main():
     from rna2seg.train import train_one_epoch
 
     folder, threads, batch, repeats = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[sys.argv[5]]
+    clock = CLOCKS[sys.argv[5]]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     patches = np.load(folder / "patches.npz")

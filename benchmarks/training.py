@@ -17,7 +17,6 @@ import os
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import finetuning
 import peer
+from peer import CLOCKS
 
 from istseg.artifacts.patches import Patch
 from istseg.network import training, weights
@@ -37,9 +37,6 @@ from istseg.network.flows import flow_targets
 from istseg.network.inference import open_device, precision_of
 
 FULL_PX = 1200
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds_of(work: Callable[[], object], repeats: int, device: torch.device, clock: Callable[[], float]) -> float:
@@ -70,11 +67,10 @@ def our_seconds(store: PatchStore, labels: np.ndarray, options: argparse.Namespa
     found["reading and augmentation"] = seconds_of(batch, options.repeats, device, CLOCKS[options.clock]) / options.batch_size
     ready, optimiser = batch(), torch.optim.Adam(model.parameters(), lr=1e-6)
     for name, frozen in (("step, from scratch", False), ("step, fine-tuning", True)):
-        recipe = training.Recipe(freeze_norm=frozen, batch_size=options.batch_size)
         model.train(not frozen)
 
-        def step(recipe: training.Recipe = recipe) -> None:
-            training._step(model, ready, recipe, options.device)
+        def step() -> None:
+            training.backward(model, ready, options.device)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 

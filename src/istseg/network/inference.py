@@ -98,6 +98,11 @@ def precision_of(device: torch.device) -> torch.dtype:
     return _chosen.get() or _fast_precision(device)
 
 
+def autocast_to(device: torch.device, precision: torch.dtype):
+    """Compute in a precision; float32 as it is, without a context."""
+    return torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
+
+
 def _fast_precision(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -168,6 +173,5 @@ class Predictor:
 
     def _plain(self, batch: Tensor) -> Tensor:
         stains = batch[:, :-1].contiguous(memory_format=torch.channels_last)
-        lower = torch.autocast(self.device.type, self.precision) if self.precision != torch.float32 else nullcontext()
-        with lower:
+        with autocast_to(self.device, self.precision):
             return self._model(stains, batch[:, -1:])

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from istseg.artifacts.files import whole
 from istseg.errors import InputError
 from istseg.network.augment import Example, augment
 from istseg.network.dataset import PatchStore
-from istseg.network.inference import precision_of
+from istseg.network.inference import autocast_to, precision_of
 from istseg.network.loss import LossSums, loss_sums
 from istseg.network.rna_image import rna_channel
 
@@ -201,8 +201,7 @@ def collate(examples: list[Example], rna_form: str | None, device: str) -> Batch
 def autocast(device: str):
     """In `precision_of` the device; the range of bfloat16 needs no loss scaling."""
     place = torch.device(device)
-    precision = precision_of(place)
-    return torch.autocast(place.type, precision) if precision != torch.float32 else nullcontext()
+    return autocast_to(place, precision_of(place))
 
 
 def _epoch(
@@ -218,7 +217,7 @@ def _epoch(
         rate = rate_at((epoch - 1) * steps_per_epoch + i, recipe.epochs * steps_per_epoch, recipe.learning_rate)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        sums = _step(model, batch, recipe, device)
+        sums = backward(model, batch, device)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -226,11 +225,11 @@ def _epoch(
     return total / max(pixels, 1), rate
 
 
-def _step(model: nn.Module, batch: Batch, recipe: Recipe, device: str) -> LossSums:
-    """Gradients of the mean loss over the pixels of the whole batch that teach."""
+def backward(model: nn.Module, batch: Batch, device: str) -> LossSums:
+    """Add the gradients of the mean loss over the pixels of the whole batch that teach."""
     n = len(batch[0])
     # Statistics of a batch need the batch in one piece; frozen ones do not, nor do backbones without any.
-    in_one = _batch_norms(model) and not recipe.freeze_norm
+    in_one = any(layer.training for layer in _batch_norms(model))
     piece = n if in_one or torch.device(device).type != "cpu" else CPU_PIECE
     pixels = batch[4].sum().float()
     parts = []

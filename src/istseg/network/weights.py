@@ -19,6 +19,8 @@ from istseg.network.card import ModelCard
 from istseg.network.model import Rna2Seg
 
 CARD_KEY = "istseg_card"
+SCRATCH = "scratch"
+"""In place of a base: untrained weights."""
 _SHOWN = 6
 
 
@@ -116,6 +118,11 @@ def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool =
     with whole(path) as part:
         part.write_bytes(to_bytes(tensors, metadata={CARD_KEY: card.to_json()}))
     return digest_of(path)
+
+
+def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it comes back from a file of half precision: what is judged should be what is stored."""
+    return {k: v.half().float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:

@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from istseg.network.loss import loss_sums
-from istseg.network.training import CLIP_NORM, autocast, measure_statistics
+from istseg.network.training import CLIP_NORM, backward, measure_statistics
 from istseg.pretrain.lessons import MEMBRANES, Lesson, make_lesson
 from istseg.pretrain.randomness import Draw
 from istseg.pretrain.tissue import Tissues, make_tissues
@@ -29,8 +29,6 @@ PAINTED_AT_ONCE = {"cpu": 1, "cuda": 3}
 """Batches that are painted together: a GPU is not filled by one."""
 REFRESH_EVERY = 18
 STATISTICS_BATCHES = 32
-CPU_PIECE = 1
-"""Examples whose activations a CPU holds at once; gradients are summed."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,8 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
         rate = recipe.learning_rate * max((1 + math.cos(math.pi * done)) / 2, FINAL_RATE) * min(1, (step + 1) / recipe.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        flow, cell = _step(model, next(lessons), device)
+        lesson = next(lessons)
+        sums = backward(model, (lesson.stains, lesson.rna, lesson.flow, lesson.cell, lesson.teach), device.type)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -119,6 +118,7 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
             tissues.put(draw.integers(0, len(tissues), new), make_tissues(draw, new, recipe.tissue_side))
             n_made += new
         if step % 10 == 0:
+            flow, cell = float(sums.flow / sums.pixels), float(sums.cell / sums.pixels)
             curve.append({"step": step, "loss": flow + cell, "flow": flow, "cell": cell, "rate": rate})
             recent = curve[-10:]
             mean = {k: sum(c[k] for c in recent) / len(recent) for k in ("loss", "flow", "cell")}
@@ -150,21 +150,6 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99))
 
 
-def _step(model: nn.Module, lesson: Lesson, device: torch.device) -> tuple[float, float]:
-    """Gradients of one batch → its mean losses (flow, cell)."""
-    n = len(lesson.stains)
-    piece = CPU_PIECE if device.type == "cpu" and not model.training else n
-    pixels = lesson.teach.sum().float()
-    flow = cell = 0.0
-    for part in lesson.split(piece):
-        with autocast(device.type):
-            output = model(part.stains.contiguous(memory_format=torch.channels_last), part.rna)
-        sums = loss_sums(output, part.flow, part.cell, part.teach)
-        ((sums.flow + sums.cell) / pixels).backward()
-        flow, cell = flow + sums.flow.detach() / pixels, cell + sums.cell.detach() / pixels
-    return float(flow), float(cell)
-
-
 @torch.no_grad()
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     old, new = ([v for v in m.state_dict().values() if v.is_floating_point()] for m in (averaged, model))
@@ -177,11 +162,6 @@ def _finished(averaged: nn.Module, draw: Draw, tissues: Tissues, recipe: Recipe,
     model = copy.deepcopy(averaged)
     if recipe.freeze_norm:
         return model.eval()
-    lessons = _first(_lessons(draw, tissues, recipe), STATISTICS_BATCHES)
-    measure_statistics(model, ((lesson.stains.contiguous(memory_format=torch.channels_last), lesson.rna) for lesson in lessons), device.type)
+    lessons = islice(_lessons(draw, tissues, recipe), STATISTICS_BATCHES)
+    measure_statistics(model, ((lesson.stains, lesson.rna) for lesson in lessons), device.type)
     return model.eval()
-
-
-def _first(lessons: Iterator[Lesson], n: int) -> Iterator[Lesson]:
-    for _, lesson in zip(range(n), lessons, strict=False):
-        yield lesson

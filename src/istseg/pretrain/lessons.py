@@ -64,7 +64,7 @@ def make_lesson(draw: Draw, tissues: Tissues, n: int, membranes: int, side: int)
     """Draw a batch of `n` crops of `side` working pixels with `membranes` membrane stains."""
     crops = crop(draw, tissues, n, side)
     stains, counts = paint(draw, Scene(crops.labels, crops.nuclei), membranes)
-    stains = change_look(draw, stains)
+    stains = change_look(draw, stains).contiguous(memory_format=torch.channels_last)
     shown = seen(crops, stains)
     return Lesson(stains, rna_images(draw, counts), crops.flow * shown[:, None], shown, torch.ones_like(shown))
 

@@ -127,8 +127,7 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: Path | None, values
     except OSError as error:
         found.append(f"{error.filename or folder}: cannot be read ({error.strerror or error}).")
     if found:
-        # Tasks see staged folders; people know the path they wrote.
-        problems += [f"{row.sample}: {text.replace(str(folder), row.path) if staged else text}" for text in dict.fromkeys(found)]
+        problems += [f"{row.sample}: {_as_written(text, folder, row.path if staged else None)}" for text in dict.fromkeys(found)]
         return None
     return Resolved(
         sample=row.sample,
@@ -259,7 +258,7 @@ def _check_limits(path: Path | None, values: dict[str, Any], problems: list[str]
 
 
 def _as_written(text: str, staged: Path, written: str | None) -> str:
-    """Tasks see staged files; people know the path they wrote."""
+    """Tasks see staged files and folders; people know the path they wrote."""
     return text.replace(str(staged), written) if written else text
 
 

@@ -18,7 +18,6 @@ from istseg.pretrain.fit import Recipe, fit
 
 log = logging.getLogger("istseg")
 
-SCRATCH = "scratch"
 COLUMNS = ("cells", "ap@0.5", "ap@0.75", "mean_best_iou", "false@0.5")
 _SIDES = 32
 
@@ -56,7 +55,7 @@ def run(*, out: Path, name: str, base: str, base_sha256: str | None, recipe: Rec
         problems.append(f"--tissue-wpx {recipe.tissue_side}: must be at least 1.25 times --crop-wpx {recipe.side}: turned crops need room.")
     loaded = None
     try:
-        loaded = weights.new(recipe.seed) if base == SCRATCH else weights.load(base, base_sha256)
+        loaded = weights.new(recipe.seed) if base == weights.SCRATCH else weights.load(base, base_sha256)
     except InputError as error:
         problems += error.problems
     if loaded is not None:
@@ -68,13 +67,13 @@ def run(*, out: Path, name: str, base: str, base_sha256: str | None, recipe: Rec
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[dict[str, Any]]] = {}
-    if base != SCRATCH:
+    if base != weights.SCRATCH:
         measured[card.name] = evaluate.evaluate(model, card, place, pictures_per_family, picture_wpx)
     trained = fit(model, recipe, place)
     tuned = replace(
         card,
         name=name,
-        parent="" if base == SCRATCH else card.name,
+        parent="" if base == weights.SCRATCH else card.name,
         parent_sha256=card.sha256,
         rna_form="working",
         training={"data": "painted tissue only (istseg pretrain): no real image, no published weights", "device": device} | trained.facts,
@@ -107,7 +106,7 @@ def judge(
 
     What is judged is what is stored: weights rounded to half precision. `measured` holds the tables of other models on the same pictures.
     """
-    model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    model.load_state_dict(weights.rounded(model.state_dict()))
     threshold, min_flow, tried = evaluate.choose_filter(model, card, place, pictures_per_family, picture_wpx)
     card = replace(card, logit_threshold=threshold, min_flow=min_flow)
     table = evaluate.evaluate(model, card, place, pictures_per_family, picture_wpx)

@@ -26,7 +26,6 @@ from istseg.progress import track
 
 log = logging.getLogger("istseg")
 
-SCRATCH = "scratch"
 REFUSED = "refused.safetensors"
 CHECKPOINT = "checkpoint.pt"
 
@@ -106,7 +105,7 @@ def run(
     before = None
     try:
         parts = split(refs, validation_fraction, holdout_fraction, seed)
-        if base != SCRATCH:
+        if base != weights.SCRATCH:
             with computing_in(arithmetic):
                 before = gate.evaluate(model, card, parts.holdout, place, "gate: base")
             if reason := gate.foregone(before):
@@ -115,14 +114,21 @@ def run(
         train_store, validation_store = _stores(parts, work, device, card.genes)
     except TooFewPatches as error:
         shutil.rmtree(work, ignore_errors=True)
-        if base == SCRATCH:
+        if base == weights.SCRATCH:
             raise
         _write_untrained(out, name, Path(base), card, found, str(error))
         return
-    if base == SCRATCH and card.rna_input == "coexpression":
+    if base == weights.SCRATCH and card.rna_input == "coexpression":
         model.gene_image.table[1:] = torch.from_numpy(patch_colours(parts.train, card.genes, seed))
     recipe = training.make_recipe(
-        base == SCRATCH, epochs, patience, learning_rate=learning_rate, batch_size=batch_size, membrane_dropout=membrane_dropout, crop_wpx=crop_wpx, seed=seed
+        base == weights.SCRATCH,
+        epochs,
+        patience,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        membrane_dropout=membrane_dropout,
+        crop_wpx=crop_wpx,
+        seed=seed,
     )
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
@@ -130,8 +136,7 @@ def run(
     fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
     with computing_in(arithmetic):
         fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
-        # What is judged is what is stored: weights rounded to half precision.
-        model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in fitted.state.items()})
+        model.load_state_dict(weights.rounded(fitted.state))
         after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
     accepted, reason = (True, "trained from scratch: there is no base to keep") if before is None else gate.decide(before, after)
     log.info(reason)
@@ -139,7 +144,7 @@ def run(
     decision = _decision(samples, name, accepted, reason, before, after, parts.holdout)
     facts = _facts(refs, found, parts, recipe, fitted, data, decision) | {"device": device, "precision": str(arithmetic).removeprefix("torch.")}
     notes = ["labels of a teacher, curated by rules: no person annotated them"]
-    parent = "" if base == SCRATCH else card.name
+    parent = "" if base == weights.SCRATCH else card.name
     tuned = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
     if accepted:
         card = replace(tuned, sha256=weights.save(out / "model.safetensors", model, tuned))
@@ -166,16 +171,16 @@ def _inputs(
     except InputError as error:
         problems += error.problems
     try:
-        loaded = _scratch(refs, backbone or "cnn", rna_input or "density", seed) if base == SCRATCH else weights.load(base, base_sha256)
+        loaded = _scratch(refs, backbone or "cnn", rna_input or "density", seed) if base == weights.SCRATCH else weights.load(base, base_sha256)
     except InputError as error:
         problems += error.problems
     if loaded is not None:
-        card = replace(loaded[1], working_um=refs[0].working_um) if base == SCRATCH and refs else loaded[1]
+        card = replace(loaded[1], working_um=refs[0].working_um) if base == weights.SCRATCH and refs else loaded[1]
         loaded = loaded[0], card
         for what, asked, own in (("backbone", backbone, card.backbone), ("RNA input", rna_input, card.rna_input)):
-            if base != SCRATCH and asked not in (None, own):
+            if base != weights.SCRATCH and asked not in (None, own):
                 option = "--" + what.lower().replace(" ", "-")
-                problems.append(f"{base}: its {what} is {own}, not {asked} as asked; a base keeps its own: leave {option} out or use --base {SCRATCH}.")
+                problems.append(f"{base}: its {what} is {own}, not {asked} as asked; a base keeps its own: leave {option} out or use --base {weights.SCRATCH}.")
         problems += _panel_problems(card, refs, base)
         for ref in refs:
             try:
@@ -201,7 +206,7 @@ def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[st
         return [f"{without[0].path}: this patch and {len(without) - 1} others have no gene map, which the RNA input {card.rna_input} needs; run curate again."]
     if not card.genes:
         return [f"{refs[0].path}: this patch and {len(refs) - 1} others show no transcript; use --rna-input density."]
-    if base == SCRATCH:
+    if base == weights.SCRATCH:
         return []
     problems = []
     for sample in sorted({ref.sample for ref in refs}):
@@ -258,7 +263,7 @@ def _curves(samples: list[str], name: str, fitted: training.Fitted, base: str) -
     return {
         "samples": samples,
         "name": name,
-        "base": SCRATCH if base == SCRATCH else Path(base).name,
+        "base": weights.SCRATCH if base == weights.SCRATCH else Path(base).name,
         "best_epoch": fitted.best_epoch,
         "validation_loss_before": fitted.start["validation_loss"],
         "epochs": fitted.epochs,
