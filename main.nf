@@ -26,7 +26,11 @@ workflow {
         // e.g. [[id: 'brain_1', platform: 'merscope', z_planes: '1-5'], /data/brain_1/region_0]
         samples = rows.collect { row ->
             def raw = resolve(row.path, sheet.parent)
-            [[id: row.sample, raw_state: state_of(raw)] + row.findAll { name, value -> !(name in ['sample', 'path']) }, raw]
+            [[id: row.sample, raw_state: state_of(raw)] + row.findAll { name, value -> !(name in ['sample', 'path', 'annotations', 'annotations_unit']) }, raw]
+        }
+        // [meta, file or [], unit or '']; no part of meta, so that new annotations make compare run again and nothing else.
+        annotations = [samples, rows].transpose().collect { sample, row ->
+            [sample[0], row.annotations ? resolve(row.annotations, sheet.parent) : [], row.annotations_unit ?: '']
         }
         limits = params.qc_thresholds ? file(params.qc_thresholds, glob: false) : []
         // From the configuration, because -with-trace may have moved it.
@@ -35,6 +39,7 @@ workflow {
         ISTSEG(
             sheet,
             channel.fromList(samples),
+            channel.fromList(annotations),
             groovy.json.JsonOutput.toJson(settings),
             schema_file,
             [

@@ -13,19 +13,22 @@ include { SEGMENT   } from '../modules/segment/main'
 include { MERGE     } from '../modules/merge/main'
 include { ASSIGN    } from '../modules/assign/main'
 include { ASSESS    } from '../modules/assess/main'
+include { COMPARE   } from '../modules/compare/main'
 include { EXPORT    } from '../modules/export/main'
 
 workflow ISTSEG {
     take:
     samplesheet // file
     samples     // channel of [meta, raw folder], in the order of the samplesheet
+    annotations // channel of [meta, annotated cells or [], their unit or '']
     settings    // all parameters as JSON
     schema      // nextflow_schema.json
     options     // map: parameters that change the road
 
     main:
     listed = samples.toList()
-    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits)
+    annotated = annotations.filter { meta, truth, unit -> truth }.toList()
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits)
 
     // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
     CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })
@@ -72,6 +75,13 @@ workflow ISTSEG {
             .join(cells.map { meta, segmentation, polygons, image -> [meta, segmentation, polygons] }, by: [0, 1])
             .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds).join(MERGE.out.record), by: 0)
     )
+    // What was assigned of each sample, once no task of ASSIGN is left: a segmentation that failed is not waited for. Sorted, so that -resume finds the task.
+    assigned = cells.map { values -> values.take(3) }
+        .join(ASSIGN.out.transcripts, by: [0, 1])
+        .map { meta, segmentation, polygons, table -> [meta, [segmentation, polygons, table]] }
+        .groupTuple()
+        .map { meta, all -> [meta] + all.toSorted { one -> one[0] }.transpose() }
+    COMPARE(assigned.join(CONVERT.out.sample).join(annotations).filter { values -> values[1].size() > 1 || values[5] })
     if (options.exports) {
         assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
         found = ASSIGN.out.transcripts.filter { meta, segmentation, table -> segmentation == 'istseg' }.map { meta, segmentation, table -> [meta, table] }
@@ -81,7 +91,7 @@ workflow ISTSEG {
 
     preflight = PREFLIGHT.out.json
     records = CONVERT.out.sample
-        .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, trained)
+        .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, COMPARE.out.record, trained)
         .flatMap { values -> values.last() instanceof Collection ? values.last() : [values.last()] }
 
     emit:

@@ -1,7 +1,8 @@
 /*
  * PREFLIGHT: check every raw folder, the parameters, the weights and the machine before any work; all problems at once.
  *
- * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; all parameters as JSON; nextflow_schema.json;
+ * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; ids of those with annotated cells and these in the same order; all parameters as JSON;
+ *      nextflow_schema.json;
  *      base model, weights of the teacher cellpose and limits of the report's checks, each [] where there are none
  * out  preflight.json: the resolved samples
  */
@@ -14,6 +15,8 @@ process PREFLIGHT {
     path samplesheet, stageAs: 'input/samplesheet.csv'
     val samples
     path raw, stageAs: 'input/raw?', arity: '1..*'
+    val annotated
+    path annotations, stageAs: 'input/annotations?', arity: '0..*'
     val settings
     path schema, stageAs: 'input/schema.json'
     path base_model, stageAs: 'input/model/*'
@@ -33,6 +36,7 @@ process PREFLIGHT {
 
     script:
     def folders = [samples, raw].transpose().collect { sample, folder -> "--raw ${sample.id}=${folder}" }.join(' ')
+    def truths = [annotated, annotations].transpose().collect { sample, truth -> "--annotations ${sample}=${truth}" }.join(' ')
     // The shell's pattern stands for the one file there, whatever its name.
     def checked = [
         base_model ? '--model input/model/*' : '',
@@ -44,7 +48,7 @@ process PREFLIGHT {
     def encoded = settings.getBytes('UTF-8').encodeBase64().toString()
     """
     echo ${encoded} | base64 -d > params.json
-    istseg --expect-version ${workflow.manifest.version} preflight --samplesheet input/samplesheet.csv ${folders} --params params.json --schema input/schema.json ${checked} --disk . --out . ${task.ext.args ?: ''}
+    istseg --expect-version ${workflow.manifest.version} preflight --samplesheet input/samplesheet.csv ${folders} ${truths} --params params.json --schema input/schema.json ${checked} --disk . --out . ${task.ext.args ?: ''}
     """
 
     stub:

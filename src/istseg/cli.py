@@ -40,6 +40,13 @@ class TeacherName(str, enum.Enum):
     vendor = "vendor"
 
 
+class Unit(str, enum.Enum):
+    """Frames of GeoJSON annotations."""
+
+    px = "px"
+    um = "um"
+
+
 class Precision(str, enum.Enum):
     """Precisions of `istseg.network.inference`."""
 
@@ -95,6 +102,7 @@ def preflight(
     raw: Annotated[
         Optional[list[str]], typer.Option(help="`sample=folder`: where the raw folder of a sample is staged, instead of the samplesheet's path. Repeatable.")
     ] = None,
+    annotations: Annotated[Optional[list[str]], typer.Option(help="`sample=file`: where the annotated cells of a sample are staged. Repeatable.")] = None,
     params: Annotated[Optional[Path], typer.Option(**Existing, help="All parameters of the run as JSON, checked against nextflow_schema.json.")] = None,
     schema: Annotated[Optional[Path], typer.Option(**Existing, help="nextflow_schema.json.")] = None,
     device: Device = "cpu",
@@ -108,8 +116,8 @@ def preflight(
     from istseg.stages import preflight as stage
 
     stage.run(
-        samplesheet=samplesheet, out=out, raw=dict(_pair(r) for r in raw or []), params=params, schema=schema, device=device, disk=disk,
-        model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
+        samplesheet=samplesheet, out=out, raw=_pairs("raw", raw), annotations=_pairs("annotations", annotations), params=params, schema=schema,
+        device=device, disk=disk, model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
     )  # fmt: skip
 
 
@@ -335,6 +343,30 @@ def assess(
 
 
 @app.command()
+def compare(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    cells: Annotated[list[str], typer.Option(help="`segmentation=file`: its `*.cells.parquet`. Repeatable.")],
+    transcripts: Annotated[list[str], typer.Option(help="`segmentation=file`: its `transcripts.parquet` of assign. Repeatable.")],
+    out: Out,
+    annotations: Annotated[Optional[Path], typer.Option(**Existing, help="Annotated cells: GeoJSON, label TIFF or a table of cells.")] = None,
+    annotations_unit: Annotated[Optional[Unit], typer.Option(help="Of GeoJSON. Default: px, full-resolution pixels of the mosaic.")] = None,
+    working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm: a label TIFF may have the working grid's size.")] = (
+        DEFAULT_WORKING_UM
+    ),
+    match_iou: Annotated[float, typer.Option(min=0.01, max=1, help="IoU from which cells of two segmentations are the same.")] = 0.5,
+    iou_thresholds: Annotated[str, typer.Option(help="Of the average precision, separated by `,`.")] = "0.5,0.6,0.7,0.8,0.9",
+) -> None:
+    """Compare all segmentations of a sample with each other and with annotated cells."""
+    from istseg.stages import compare as stage
+
+    stage.run(
+        sample_json=sample_json, cells=_pairs("cells", cells), transcripts=_pairs("transcripts", transcripts), out=out, annotations=annotations,
+        annotations_unit=annotations_unit.value if annotations_unit else None, working_um=working_um, match_iou=match_iou,
+        iou_thresholds=stage.thresholds_of(iou_thresholds),
+    )  # fmt: skip
+
+
+@app.command()
 def report(
     run_json: Annotated[Path, typer.Option(**Existing, help="`run.json`: samples, parameters, versions (see artifacts/run.py).")],
     results: Annotated[
@@ -425,11 +457,12 @@ def simulate(
     )  # fmt: skip
 
 
-def _pair(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator:
-        raise InputError(f"--raw {text}: write it as sample=folder.")
-    return name, Path(path)
+def _pairs(option: str, texts: list[str] | None) -> dict[str, Path]:
+    """`name=path` of a repeatable option."""
+    wrong = [text for text in texts or [] if "=" not in text]
+    if wrong:
+        raise InputError([f"--{option} {text}: write it as name=path." for text in wrong])
+    return {name: Path(path) for name, _, path in (text.partition("=") for text in texts or [])}
 
 
 def main() -> None:

@@ -112,9 +112,15 @@ class PolygonLocator:
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
         """(n,) int64 index of the cell of each point (µm), -1 outside."""
-        cell = np.full(len(xy), -1, np.int64)
+        point, polygon = self.pairs(xy)
+        first = np.full(len(xy), len(self._polygons), np.int64)
+        np.minimum.at(first, point, polygon)
+        return np.where(first < len(self._polygons), first, -1)
+
+    def pairs(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index of the point and of the polygon of every pair where the polygon covers the point: a point in two polygons is there twice."""
         if not len(xy) or not len(self._polygons):
-            return cell
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         # Points far from any cell make up most of a slide's empty area: the tree sorts them out by bounding boxes.
         point, polygon = self._tree.query(shapely.points(xy))
         near = np.unique(polygon)
@@ -122,7 +128,4 @@ class PolygonLocator:
         covered = shapely.intersects_xy(self._polygons[polygon], xy[point, 0], xy[point, 1])
         # Prepared geometries are several times larger; a slide has a million of them.
         shapely.destroy_prepared(self._polygons[near])
-        point, polygon = point[covered], polygon[covered]
-        first = np.full(len(xy), len(self._polygons), np.int64)
-        np.minimum.at(first, point, polygon)
-        return np.where(first < len(self._polygons), first, -1)
+        return point[covered], polygon[covered]

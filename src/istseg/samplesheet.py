@@ -9,12 +9,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from istseg.artifacts.annotations import UNITS
 from istseg.raw import READERS
 from istseg.raw.base import Options
 
 REQUIRED = ("sample", "platform", "path")
-OPTIONAL = ("nucleus_stain", "membrane_stains", "z_planes", "fovs", "pixel_size_um")
-NAME_PATTERN = r"^(?!(cohort|input|pipeline_info|report[.]html|report[.]json)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
+RAW_OPTIONS = ("nucleus_stain", "membrane_stains", "z_planes", "fovs", "pixel_size_um")
+"""How a raw folder is read."""
+OPTIONAL = (*RAW_OPTIONS, "annotations", "annotations_unit")
+NAME_PATTERN = r"^(?!(cohort|input|pipeline_info|report[.]html|report[.]json|metrics[.]tsv|istseg_mqc[.]json)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 STAIN_PATTERN = r"^[A-Za-z0-9_.+|/ -]+$"
 
 
@@ -31,6 +34,8 @@ class Row:
     z_planes: str | None = None
     fovs: str | None = None
     pixel_size_um: str | None = None
+    annotations: str | None = None
+    annotations_unit: str | None = None
 
 
 def read(path: Path, problems: list[str]) -> list[Row]:
@@ -95,7 +100,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     if "sample" in values and not re.fullmatch(NAME_PATTERN, values["sample"]):
         problems.append(
             f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, "
-            "the first a letter or digit, and not `cohort`, `input`, `pipeline_info`, `report.html` or `report.json`."
+            "the first a letter or digit, and not `cohort`, `input`, `pipeline_info`, `report.html`, `report.json`, `metrics.tsv` or `istseg_mqc.json`."
         )
     if "platform" in values and values["platform"] not in READERS:
         near = difflib.get_close_matches(values["platform"].lower(), READERS, 1)
@@ -106,7 +111,11 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
             problems.append(f"{where}: {name} {values[name]!r} holds characters that no stain has; separate stains by `;`.")
     if values.get("platform") == "merscope":
         problems += [f"{where}: {name} is only for cosmx; leave it empty." for name in ("fovs", "pixel_size_um") if name in values]
-    Options.parse(problems, f"{where}: ", **{name: values.get(name) for name in OPTIONAL})
+    if values.get("annotations_unit", "px") not in UNITS:
+        problems.append(f"{where}: annotations_unit is {values['annotations_unit']!r}; it should be {' or '.join(UNITS)}.")
+    if "annotations_unit" in values and "annotations" not in values:
+        problems.append(f"{where}: has an annotations_unit but no annotations.")
+    Options.parse(problems, f"{where}: ", **{name: values.get(name) for name in RAW_OPTIONS})
     return Row(number, **values) if len(problems) == found else None
 
 

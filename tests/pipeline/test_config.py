@@ -40,6 +40,7 @@ NOT_OPTIONS |= {
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
 )
+WIRED |= {"cells", "transcripts", "annotations", "annotations_unit"}
 """Options that modules or conf/modules.config set from channels."""
 
 

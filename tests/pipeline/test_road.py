@@ -21,6 +21,7 @@ SAMPLE_FILES = {
     "nuclei.parquet",
     "merge.json",
     "exports/stub.json",
+    "comparison.json",
     *(f"{name}.transcripts.parquet" for name in ("istseg", "teacher", "vendor")),
     *(f"{name}/{file}" for name in ("istseg", "teacher", "vendor") for file in ("counts.h5ad", "metrics.json")),
 }
@@ -60,7 +61,7 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
         done = tasks(run)
         assert done == {
             "PREFLIGHT": 1, "CONVERT": 2, "TILE": 2, "TEACH": 4, "CALIBRATE": 2, "CURATE": 4, "SEGMENT": 4,
-            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "EXPORT": 2, "REPORT": 1,
+            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "COMPARE": 2, "EXPORT": 2, "REPORT": 1,
         }  # fmt: skip
         assert all((run.outdir / "pipeline_info" / name).is_file() for name in ("timeline.html", "execution.html", "dag.html"))
 
@@ -69,7 +70,7 @@ def test_without_comparison_exports_and_with_one_model_per_sample(nextflow):
     run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--compare", "false", "--exports", "none", "--finetune", "sample")
     done = tasks(run)
     assert done["ASSIGN"] == done["ASSESS"] == done["TRAIN"] == 2
-    assert "EXPORT" not in done
+    assert "EXPORT" not in done and "COMPARE" not in done
     assert {"a/model/model.safetensors", "b/model/decision.json"} <= run.files()
 
 

@@ -175,6 +175,28 @@ def test_the_real_samples_pass_in_seconds(tmp_path: Path) -> None:
     assert any("0.18 µm" in w for w in lung.warnings)
 
 
+def test_annotations_are_read_before_any_work(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "m")
+    header = "sample,platform,path,annotations,annotations_unit"
+    ring = [[100, 100], [160, 100], [160, 160], [100, 160], [100, 100]]
+    cell = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    (tmp_path / "cells.geojson").write_text(json.dumps([cell, cell]))
+    preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m,cells.geojson,", "b,merscope,m,,", header=header), out=tmp_path / "out")
+    a, b = Preflight.read(tmp_path / "out" / "preflight.json").samples
+    assert a.annotations == {"path": "cells.geojson", "cells": 1, "region": False} and b.annotations is None
+    assert any("there twice" in w for w in a.warnings)
+    (tmp_path / "staged").write_text(json.dumps([{**cell, "geometry": {"type": "Point", "coordinates": [5, 5]}}]))
+    rows = ["a,merscope,m,cells.geojson,um", "b,merscope,m,s3://bucket/b.json,", "c,merscope,m,none.geojson,", "d,merscope,m,,px", "e,merscope,m,x,mm"]
+    with pytest.raises(InputError) as caught:
+        preflight.run(samplesheet=sheet(tmp_path, *rows, header=header), out=tmp_path / "out2", annotations={"b": tmp_path / "staged"})
+    told = caught.value.problems
+    assert any(t.endswith("line 5: has an annotations_unit but no annotations.") for t in told)
+    assert any(t.endswith("line 6: annotations_unit is 'mm'; it should be px or um.") for t in told)
+    assert any(t.startswith("a: cells.geojson: 2 of 2 cells lie outside the image") and t.endswith("set annotations_unit to px.") for t in told)
+    assert "b: s3://bucket/b.json: features 1: Point is no polygon. Draw cells as closed polygons and export them again." in told
+    assert any(t.startswith("c: none.geojson: cannot be read") for t in told)
+
+
 def test_weights_are_opened_before_any_work(tmp_path: Path) -> None:
     fx.merscope(tmp_path / "m")
     path = sheet(tmp_path, "a,merscope,m")

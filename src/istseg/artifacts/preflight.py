@@ -34,6 +34,8 @@ class Resolved:
         Estimate of what all results of the sample take.
     warnings
         Sentences for the user.
+    annotations
+        `path`, `cells`, `region` (whether there is one) of the annotated cells; None without.
     """
 
     sample: str
@@ -51,6 +53,7 @@ class Resolved:
     vendor_cells: str | None
     disk_bytes: int
     warnings: list[str] = field(default_factory=list)
+    annotations: dict[str, Any] | None = None
 
 
 @dataclass

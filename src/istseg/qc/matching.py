@@ -37,6 +37,14 @@ class Overlap:
         np.maximum.at(best, self.truth, self.iou)
         return best
 
+    def best(self) -> np.ndarray:
+        """(true cells,) position of the predicted cell with the largest IoU, the first of several; −1 without overlap."""
+        found = np.full(len(self.truth_ids), -1, np.int64)
+        order = np.lexsort((-self.predicted, self.iou))
+        # Of several values for one place numpy keeps the last.
+        found[self.truth[order]] = self.predicted[order]
+        return found
+
     def matches(self, threshold: float) -> np.ndarray:
         """(true cells,) position of the predicted cell matched to each true cell, −1 for none.
 
@@ -67,12 +75,23 @@ def match_labels(truth: np.ndarray, predicted: np.ndarray) -> Overlap:
     return Overlap(i[cells] - first_a, j[cells] - first_b, iou[cells], truth_ids[first_a:], predicted_ids[first_b:])
 
 
-def match_polygons(truth: Sequence, predicted: Sequence) -> Overlap:
-    """Overlaps of two lists of valid polygons of one frame."""
+def match_polygons(truth: Sequence, predicted: Sequence, least: float = 0.0) -> Overlap:
+    """Overlaps of two lists of valid polygons of one frame.
+
+    Parameters
+    ----------
+    least
+        Pairs whose boxes and areas rule out an IoU this large are left out: slivers between neighbours, most of the pairs of two segmentations.
+    """
     import shapely
 
     a, b = np.asarray(truth, object), np.asarray(predicted, object)
-    i, j = shapely.STRtree(b).query(a, predicate="intersects") if len(a) and len(b) else np.zeros((2, 0), np.int64)
+    i, j = shapely.STRtree(b).query(a, predicate=None if least else "intersects") if len(a) and len(b) else np.zeros((2, 0), np.int64)
+    if least:
+        box_a, box_b, areas = shapely.bounds(a)[i], shapely.bounds(b)[j], (shapely.area(a)[i], shapely.area(b)[j])
+        shared = np.clip(np.minimum(box_a[:, 2:], box_b[:, 2:]) - np.maximum(box_a[:, :2], box_b[:, :2]), 0, None).prod(axis=1)
+        possible = np.minimum(np.minimum(*areas), shared) >= least * np.maximum(*areas)
+        i, j = i[possible], j[possible]
     joint = shapely.area(shapely.intersection(a[i], b[j])) if len(i) else np.zeros(0)
     overlapping = joint > 0
     i, j, joint = i[overlapping], j[overlapping], joint[overlapping]

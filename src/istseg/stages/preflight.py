@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from istseg import parameters, samplesheet
+from istseg.artifacts import annotations as annotations_file
+from istseg.artifacts.annotations import Frame
 from istseg.artifacts.preflight import Preflight, Resolved
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
@@ -41,6 +43,7 @@ def run(
     samplesheet: Path,
     out: Path,
     raw: dict[str, Path] | None = None,
+    annotations: dict[str, Path] | None = None,
     params: Path | None = None,
     schema: Path | None = None,
     device: str = "cpu",
@@ -60,6 +63,8 @@ def run(
         Folder that gets `preflight.json`.
     raw
         Sample → where its raw folder is staged.
+    annotations
+        Sample → where its annotated cells are staged.
     params, schema
         Parameters of the run as JSON, and `nextflow_schema.json`.
     device
@@ -87,7 +92,8 @@ def run(
     _check_limits(limits, values, problems)
     samples = []
     for row in track(rows, "Samples"):
-        resolved = _check_sample(row, samplesheet, (raw or {}).get(row.sample), values, problems)
+        staged = {"path": (raw or {}).get(row.sample), "annotations": (annotations or {}).get(row.sample)}
+        resolved = _check_sample(row, samplesheet, staged, values, problems)
         if resolved:
             samples.append(resolved)
     needed = _COPIES * sum(s.disk_bytes for s in samples)
@@ -110,10 +116,11 @@ def read_rows(sheet: Path, raw: dict[str, Path], problems: list[str]) -> list[sa
     return rows
 
 
-def _check_sample(row: samplesheet.Row, sheet: Path, staged: Path | None, values: dict[str, Any], problems: list[str]) -> Resolved | None:
-    folder = staged or sheet.parent / row.path
+def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | None], values: dict[str, Any], problems: list[str]) -> Resolved | None:
+    """`staged`: where what the columns `path` and `annotations` name is staged; None: where they say."""
+    folder = staged["path"] or sheet.parent / row.path
     found: list[str] = []
-    given = {name: getattr(row, name) or values.get(name) for name in samplesheet.OPTIONAL}
+    given = {name: getattr(row, name) or values.get(name) for name in samplesheet.RAW_OPTIONS}
     if row.platform != "cosmx":
         given["fovs"] = given["pixel_size_um"] = None
     try:
@@ -122,12 +129,13 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: Path | None, values
         transcripts = _check_transcripts(reader.transcript_sample(), facts, found)
         if values.get("teacher") == "vendor" and facts.cells_from is None:
             found.append(f"{folder}: the teacher `vendor` needs the vendor's cells, and there are none. Choose another teacher.")
+        annotated = _check_annotations(row, staged["annotations"] or sheet.parent / (row.annotations or ""), facts, values, found)
     except InputError as error:
         found += error.problems
     except OSError as error:
         found.append(f"{error.filename or folder}: cannot be read ({error.strerror or error}).")
     if found:
-        problems += [f"{row.sample}: {_as_written(text, folder, row.path if staged else None)}" for text in dict.fromkeys(found)]
+        problems += [f"{row.sample}: {_as_written(text, folder, row.path if staged['path'] else None)}" for text in dict.fromkeys(found)]
         return None
     return Resolved(
         sample=row.sample,
@@ -145,7 +153,22 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: Path | None, values
         vendor_cells=facts.cells_from,
         disk_bytes=estimate_disk(facts, float(values.get("working_um") or DEFAULT_WORKING_UM)),
         warnings=facts.warnings,
+        annotations=annotated,
     )
+
+
+def _check_annotations(row: samplesheet.Row, path: Path, facts: Facts, values: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """The annotated cells can be read and lie on the image; how many there are. None without."""
+    if row.annotations is None:
+        return None
+    frame = Frame(facts.micron_to_pixel, facts.height_px, facts.width_px, facts.pixel_size_um, float(values.get("working_um") or DEFAULT_WORKING_UM))
+    try:
+        found = annotations_file.read(path, row.annotations_unit, frame)
+    except InputError as error:
+        problems += [_as_written(text, path, row.annotations) for text in error.problems]
+        return None
+    facts.warnings += found.warnings
+    return {"path": row.annotations, "cells": len(found.ids), "region": found.region is not None}
 
 
 def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> dict[str, Any]:
