@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import shapely
 from skimage.measure import find_contours, label
 
@@ -58,10 +59,46 @@ def test_only_what_is_wanted_and_there():
     assert [len(part) for part in outlines(np.zeros((4, 5), np.int32), few)] == [0, 0]
 
 
-def test_the_array_may_begin_anywhere():
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_array_may_begin_anywhere(smooth):
     labels = image(1)
     cell = labels[30, 30:40].max()
     y, x = np.nonzero(labels == cell)
     top, left = max(y.min() - 3, 0), max(x.min() - 2, 0)
-    whole, part = outlines(labels, [cell])[1][0], outlines(labels[top:, left:], [cell], (top, left))[1][0]
+    whole, part = outlines(labels, [cell], smooth=smooth)[1][0], outlines(labels[top:, left:], [cell], (top, left), smooth)[1][0]
     assert shapely.to_wkb(whole) == shapely.to_wkb(part)
+
+
+def test_smoothed_outlines_lose_the_steps_and_nothing_else():
+    y, x = np.mgrid[:60, :60]
+    disk = (np.hypot(y - 30, x - 30) < 20).astype(np.int32)
+    stepped, smooth = outlines(disk, [1])[1][0], outlines(disk, [1], smooth=True)[1][0]
+    assert abs(smooth.area / stepped.area - 1) < 0.002
+    assert stepped.length / (40 * np.pi) > 1.04
+    assert abs(smooth.length / (40 * np.pi) - 1) < 0.003
+
+
+def test_smoothed_neighbours_still_share_their_border_and_never_overlap():
+    seeds = np.random.default_rng(4).uniform(0, 200, (60, 2))
+    y, x = np.mgrid[:200, :200]
+    distance = np.hypot(y[..., None] - seeds[:, 0], x[..., None] - seeds[:, 1])
+    labels = np.where(distance.min(-1) < 17, distance.argmin(-1) + 1, 0)
+    _, stepped = outlines(labels, np.unique(labels)[1:])
+    _, smooth = outlines(labels, np.unique(labels)[1:], smooth=True)
+    assert shapely.is_valid(smooth).all()
+    a, b = shapely.STRtree(smooth).query(smooth, "intersects")
+    pairs = a < b
+    assert pairs.sum() > 60
+    assert shapely.area(shapely.intersection(smooth[a[pairs]], smooth[b[pairs]])).max() == 0
+    # No slit opens between them either.
+    assert abs(shapely.union_all(smooth).area / shapely.union_all(stepped).area - 1) < 2e-3
+    assert abs(shapely.area(smooth) / shapely.area(stepped) - 1).max() < 0.02
+
+
+def test_ragged_objects_stay_valid_when_smoothed():
+    for seed in range(3):
+        labels = image(seed)
+        found, polygons = outlines(labels, np.unique(labels)[1:], smooth=True)
+        assert found.tolist() == np.unique(labels)[1:].tolist()
+        assert shapely.is_valid(polygons).all()
+        assert not shapely.is_empty(polygons).any()

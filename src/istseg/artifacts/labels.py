@@ -148,7 +148,7 @@ def describe(
             "mean_logit": mean_of(logit),
         }
     )
-    found, polygons = outlines(labels, table.loc[table["owned"], "label"].to_numpy(), offset=region[:2])
+    found, polygons = outlines(labels, table.loc[table["owned"], "label"].to_numpy(), offset=region[:2], smooth=True)
     geometry = np.full(len(table), None, object)
     geometry[np.searchsorted(table["label"], found)] = shapely.to_wkb(polygons)
     table["geometry"] = geometry
