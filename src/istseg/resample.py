@@ -13,7 +13,7 @@ import numpy as np
 
 from istseg.grid import Box
 
-_STRIP_FULL_ROWS = 1024
+_STRIP_FULL_ROWS = 2048
 _TOLERANCE = 1e-6
 
 
