@@ -49,7 +49,10 @@ workflow {
                 cyto_weights: params.cyto_weights ? file(params.cyto_weights, glob: false) : [],
                 base_model: params.base_model == 'scratch' ? [] : file(params.base_model, glob: false),
                 finetune: params.finetune,
-                compare: params.compare,
+                // The run's teacher, asked for by its own name, is not computed twice.
+                compare: params.compare == 'none' ? [] : params.compare.tokenize(',').collect { name -> name == params.teacher && name != 'vendor' ? 'teacher' : name }.unique(),
+                proseg_init: params.proseg_init,
+                baysor: params.baysor ? file(params.baysor, glob: false).toString() : 'baysor',
                 exports: params.exports != 'none',
                 limits: limits,
             ],

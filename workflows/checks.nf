@@ -3,7 +3,7 @@
  * All problems are found at once; each says what is wrong, where, and what to do.
  */
 
-// Closed subset of JSON schema: type, enum, pattern, minimum, maximum, exclusiveMinimum, and `exists` for paths.
+// Closed subset of JSON schema: type, enum, pattern, minimum, maximum, exclusiveMinimum, `exists` for paths, and `items` for names in one text.
 def check_value(value, rule, where, base) {
     if (rule.type == 'boolean') {
         return value instanceof Boolean ? [] : ["${where}: must be true or false, it is '${value}'."]
@@ -19,10 +19,25 @@ def check_value(value, rule, where, base) {
         def near = nearest(text, rule['enum'])
         return ["${where}: '${text}' is none of ${rule['enum'].join(', ')}${near ? "; did you mean ${near}?" : '.'}"]
     }
+    if (rule.items) {
+        return check_list(text, rule, where)
+    }
     if (rule.pattern && !(text ==~ rule.pattern) && !(text =~ rule.pattern)) {
         return ["${where}: '${text}' is not of the right form. ${rule.description}"]
     }
     return rule.exists && text != 'scratch' ? check_path(text, rule, where, base) : []
+}
+
+// A list of names in one text, separated by commas; `none` stands alone.
+def check_list(text, rule, where) {
+    def names = text.split(',', -1) as List
+    if (names == ['none']) {
+        return []
+    }
+    return names.unique().findAll { name -> !(name in rule.items['enum']) }.collect { name ->
+        def near = nearest(name, rule.items['enum'])
+        "${where}: '${name}' is none of ${rule.items['enum'].join(', ')}${near ? "; did you mean ${near}?" : '; `none` alone is for none.'}"
+    }
 }
 
 def check_number(value, rule, where) {

@@ -15,6 +15,8 @@ include { ASSIGN    } from '../modules/assign/main'
 include { ASSESS    } from '../modules/assess/main'
 include { COMPARE   } from '../modules/compare/main'
 include { EXPORT    } from '../modules/export/main'
+include { COMPARATORS   } from './comparators'
+include { whole_samples } from './batches'
 
 workflow ISTSEG {
     take:
@@ -63,17 +65,27 @@ workflow ISTSEG {
     SEGMENT(tiles.combine(models, by: 0))
     MERGE(TILE.out.index.join(whole_samples(SEGMENT.out.cells, sizes)).join(whole_samples(TEACH.out.labels, sizes)).join(thresholds))
 
-    // [meta, segmentation, cells, label image or []]
-    cells = MERGE.out.istseg.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'istseg', polygons, image] }
-    if (options.compare) {
-        teacher = MERGE.out.teacher.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'teacher', polygons, image] }
-        cells = cells.mix(teacher, CONVERT.out.vendor_cells.map { meta, polygons -> [meta, 'vendor', polygons, []] })
+    // [meta, segmentation, cells, label image or [], table of transcripts or []]
+    road = MERGE.out.istseg.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'istseg', polygons, image, []] }
+    if ('teacher' in options.compare) {
+        road = road.mix(MERGE.out.teacher.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'teacher', polygons, image, []] })
     }
+    if ('vendor' in options.compare) {
+        road = road.mix(CONVERT.out.vendor_cells.map { meta, polygons -> [meta, 'vendor', polygons, [], []] })
+    }
+    COMPARATORS(
+        [tiles: tiles, sizes: sizes, taught: TEACH.out.labels, index: TILE.out.index],
+        [sample: CONVERT.out.sample, transcripts: CONVERT.out.transcripts, nuclei: MERGE.out.nuclei, labels: MERGE.out.labels, vendor_cells: CONVERT.out.vendor_cells],
+        options,
+    )
+    cells = road.mix(COMPARATORS.out.cells)
+    made = road.map { meta, segmentation, polygons, image, table -> [meta, segmentation] }.combine(MERGE.out.record, by: 0).mix(COMPARATORS.out.records)
     ASSIGN(cells.combine(CONVERT.out.sample, by: 0).combine(CONVERT.out.transcripts, by: 0))
     ASSESS(
         ASSIGN.out.counts
-            .join(cells.map { meta, segmentation, polygons, image -> [meta, segmentation, polygons] }, by: [0, 1])
-            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds).join(MERGE.out.record), by: 0)
+            .join(cells.map { meta, segmentation, polygons, image, table -> [meta, segmentation, polygons] }, by: [0, 1])
+            .join(made, by: [0, 1])
+            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0)
     )
     // What was assigned of each sample, once no task of ASSIGN is left: a segmentation that failed is not waited for. Sorted, so that -resume finds the task.
     assigned = cells.map { values -> values.take(3) }
@@ -99,25 +111,10 @@ workflow ISTSEG {
     records
 }
 
-// [meta, number, part(s)] of batches -> [meta, all parts], as soon as the last batch of a sample is there. A sample that lacks a batch gives nothing:
-// half a sample must not look like a whole one.
-def whole_samples(parts, sizes) {
-    return parts
-        .join(sizes, by: [0, 1])
-        .map { meta, number, part, n -> [groupKey(meta, n), number, part] }
-        .groupTuple()
-        .map { key, numbers, batches -> [key.getGroupTarget(), in_order(numbers, batches)] }
-}
-
 // One lesson from the patches of all samples that are whole.
 def cohort(patches) {
     return patches
         .toSortedList { a, b -> a[0].id <=> b[0].id }
         .filter { all -> all }
         .map { all -> [[id: 'cohort'], all.collectMany { meta, folders -> folders }] }
-}
-
-// The same order in every run, so that -resume finds its tasks.
-def in_order(numbers, batches) {
-    return [numbers, batches].transpose().toSorted { pair -> pair[0] }.collectMany { pair -> pair[1] instanceof Collection ? pair[1] : [pair[1]] }
 }

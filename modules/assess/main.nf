@@ -1,7 +1,7 @@
 /*
  * ASSESS: flag spurious and inconsistent cells and measure a segmentation.
  *
- * in   sample; name of the segmentation; counts.h5ad and assign.json of assign; its cells; sample.json; tiles/; nuclei.parquet; thresholds.json
+ * in   sample; name of the segmentation; counts.h5ad and assign.json of assign; its cells; its record (merge.json); sample.json; tiles/; nuclei.parquet; thresholds.json
  * out  <segmentation>/{counts.h5ad, metrics.json, overview.png, crops/}
  */
 process ASSESS {
@@ -10,7 +10,7 @@ process ASSESS {
     container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:
-    tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json'), path(merge_json, stageAs: 'input/merge.json')
+    tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(merge_json, stageAs: 'input/merge.json'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json')
 
     output:
     tuple val(meta), val(segmentation), path("${meta.id}/${segmentation}"), emit: folder

@@ -1,7 +1,7 @@
 /*
  * ASSIGN: give every transcript its cell and count.
  *
- * in   sample; name of the segmentation; its cells; labels.zarr or []; sample.json; transcripts (points.parquet)
+ * in   sample; name of the segmentation; its cells; its label images or []; its table transcript -> cell or []; sample.json; transcripts (points.parquet)
  * out  counts.h5ad and assign.json; transcripts.parquet
  */
 process ASSIGN {
@@ -10,7 +10,7 @@ process ASSIGN {
     container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:
-    tuple val(meta), val(segmentation), path(cells, stageAs: 'input/*'), path(labels, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(transcripts, stageAs: 'input/points.parquet')
+    tuple val(meta), val(segmentation), path(cells, stageAs: 'input/*'), path(labels, stageAs: 'input/*'), path(assignment, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(transcripts, stageAs: 'input/points.parquet')
 
     output:
     tuple val(meta), val(segmentation), path("${meta.id}/${segmentation}/{counts.h5ad,assign.json}", arity: '2'), emit: counts
@@ -18,9 +18,9 @@ process ASSIGN {
     tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
 
     script:
-    def image = labels ? "--labels ${labels}" : ''
+    def whose = labels ? "--labels ${labels}" : assignment ? "--assignment ${assignment}" : ''
     """
-    istseg --expect-version ${workflow.manifest.version} assign --sample-json ${sample_json} --transcripts ${transcripts} --cells ${cells} --segmentation ${segmentation} ${image} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
+    istseg --expect-version ${workflow.manifest.version} assign --sample-json ${sample_json} --transcripts ${transcripts} --cells ${cells} --segmentation ${segmentation} ${whose} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
     """
 
     stub:

@@ -19,6 +19,9 @@ from istseg.grid import DEFAULT_WORKING_UM
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
 
+comparator_app = typer.Typer(no_args_is_help=True, help="Other ways to segment a sample, to be judged by the same measures.")
+app.add_typer(comparator_app, name="comparator")
+
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
 Device = Annotated[str, typer.Option(help="`cpu` or `cuda`. With `cuda` and no GPU the command fails; it never falls back.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
@@ -111,6 +114,9 @@ def preflight(
     nuclei_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
     cyto_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
     limits: Annotated[Optional[Path], typer.Option(help="Limits of the report's checks (qc_thresholds).")] = None,
+    programs: Annotated[
+        Optional[Path], typer.Option(help="Folder of the comparators' programs (`make comparators`); left out where they are containers.")
+    ] = None,
 ) -> None:
     """Check samples, parameters, weights and machine before any work: all problems at once."""
     from istseg.stages import preflight as stage
@@ -118,6 +124,7 @@ def preflight(
     stage.run(
         samplesheet=samplesheet, out=out, raw=_pairs("raw", raw), annotations=_pairs("annotations", annotations), params=params, schema=schema,
         device=device, disk=disk, model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
+        programs=programs,
     )  # fmt: skip
 
 
@@ -309,11 +316,14 @@ def assign(
     labels: Annotated[
         Optional[Path], typer.Option(**Existing, help="`labels.zarr` with an array of the segmentation's name; without it the polygons are used.")
     ] = None,
+    assignment: Annotated[
+        Optional[Path], typer.Option(**Existing, help="`<segmentation>.assignment.parquet`: the cell of each transcript, said by the method itself.")
+    ] = None,
 ) -> None:
     """Give every transcript its cell and count."""
     from istseg.stages import assign as stage
 
-    stage.run(sample_json=sample_json, transcripts=transcripts, cells=cells, segmentation=segmentation, out=out, labels=labels)
+    stage.run(sample_json=sample_json, transcripts=transcripts, cells=cells, segmentation=segmentation, out=out, labels=labels, assignment=assignment)
 
 
 @app.command()
@@ -396,6 +406,83 @@ def export(
     stage.run(
         sample_json=sample_json, zarr=zarr, merged=merged, assessed=assessed, transcripts=transcripts, out=out, formats=[f for f in formats.split(",") if f]
     )
+
+
+@comparator_app.command(name="tiles")
+def comparator_tiles(
+    method: Annotated[str, typer.Option(help="A tile-wise comparator: watershed, cellpose, expansion.")],
+    tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
+    out: Out,
+    teacher_labels: Annotated[Optional[Path], typer.Option(**Existing, help="Folder with the teacher's labels of these tiles, by tile id: its nuclei.")] = None,
+    nuclei_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `nuclei` weights.")] = None,
+    nuclei_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    cyto_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `cyto3` weights.")] = None,
+    cyto_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    cell_diameter_um: Annotated[float, typer.Option(min=1, max=100)] = 6.5,
+    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
+    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
+    min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
+    expansion_um: Annotated[float, typer.Option(min=0, max=30, help="How far `expansion` lets nuclei grow.")] = 5.0,
+    density_sigma_um: Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")] = 1.08,
+    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
+    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    device: Device = "cpu",
+) -> None:
+    """Label tiles by a comparator."""
+    from istseg.comparators import Settings
+    from istseg.stages import comparator as stage
+    from istseg.teachers.watershed import Sizes
+
+    settings = Settings(
+        sizes=Sizes(nucleus_diameter_um, cell_diameter_um, min_nucleus_area_um2, min_cell_area_um2), teacher_labels=teacher_labels,
+        weights={"nuclei": nuclei_weights, "cyto": cyto_weights}, sha256={"nuclei": nuclei_sha256, "cyto": cyto_sha256},
+        expansion_um=expansion_um, device=device,
+    )  # fmt: skip
+    stage.tiles(method=method, tiles=tile, out=out, settings=settings, density_sigma_um=density_sigma_um, contain=contain, intersect=intersect)
+
+
+@comparator_app.command(name="merge")
+def comparator_merge(
+    segmentation: Annotated[str, typer.Option(help="Name of the segmentation.")],
+    tiles_json: Annotated[Path, typer.Option(**Existing)],
+    labels: Annotated[Path, typer.Option(**Existing, help="Folder with the tiles' folders of `comparator tiles`.")],
+    out: Out,
+) -> None:
+    """Put the cells of all tiles together."""
+    from istseg.stages import comparator as stage
+
+    stage.merge(segmentation=segmentation, tiles_json=tiles_json, labels=labels, out=out)
+
+
+@comparator_app.command(name="prepare")
+def comparator_prepare(
+    method: Annotated[str, typer.Option(help="A foreign program: proseg, comseg, baysor.")],
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    transcripts: Annotated[Path, typer.Option(**Existing, help="`points.parquet` of the sample.")],
+    nuclei: Annotated[Path, typer.Option(**Existing, help="`nuclei.parquet`.")],
+    labels: Annotated[Path, typer.Option(**Existing, help="`labels.zarr` with the array `nuclei`.")],
+    out: Out,
+    init: Annotated[Optional[Path], typer.Option(**Existing, help="Cells to start from instead of the nuclei.")] = None,
+) -> None:
+    """Write a sample in the neutral form that foreign programs are given."""
+    from istseg.stages import comparator as stage
+
+    stage.prepare(method=method, sample_json=sample_json, transcripts=transcripts, nuclei=nuclei, labels=labels, out=out, init=init)
+
+
+@comparator_app.command(name="collect")
+def comparator_collect(
+    method: Annotated[str, typer.Option(help="A foreign program: proseg, comseg, baysor.")],
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    transcripts: Annotated[Path, typer.Option(**Existing, help="`points.parquet` of the sample.")],
+    prepared: Annotated[Path, typer.Option(**Existing, help="Folder of `comparator prepare`.")],
+    output: Annotated[Path, typer.Option(**Existing, help="Folder with what the program wrote.")],
+    out: Out,
+) -> None:
+    """Read what a foreign program gave."""
+    from istseg.stages import comparator as stage
+
+    stage.collect(method=method, sample_json=sample_json, transcripts=transcripts, prepared=prepared, raw=output, out=out)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""In which cell does a point lie? By look-up in a label image, or by an index of polygons."""
+"""In which cell does a transcript lie? By look-up in a label image, by an index of polygons, or by a table of transcripts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import shapely
 
 from istseg.artifacts.sample import apply_affine
@@ -16,11 +19,12 @@ _BLOCK = 1024
 
 
 class Locator(Protocol):
-    """Maps (n, 2) points (x, y) in µm to the index of their cell, -1 outside of cells."""
+    """Maps (n, 2) points (x, y) in µm, or (n,) ids of transcripts where `by_id` is set, to the index of their cell, -1 outside of cells."""
 
     name: str
+    by_id: bool
 
-    def __call__(self, xy: np.ndarray) -> np.ndarray:
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
         """(n,) int64."""
         ...
 
@@ -43,6 +47,7 @@ class LabelLocator:
     """
 
     name = "labels"
+    by_id = False
 
     def __init__(self, store: Path, name: str, labels: np.ndarray):
         import zarr
@@ -105,6 +110,7 @@ class PolygonLocator:
     """
 
     name = "polygons"
+    by_id = False
 
     def __init__(self, polygons: np.ndarray):
         self._polygons = np.asarray(polygons, dtype=object)
@@ -129,3 +135,58 @@ class PolygonLocator:
         # Prepared geometries are several times larger; a slide has a million of them.
         shapely.destroy_prepared(self._polygons[near])
         return point[covered], polygon[covered]
+
+
+class TableLocator:
+    """Looks transcripts up in a table of `transcript_id` and `cell_id`.
+
+    Parameters
+    ----------
+    path
+        Parquet; transcripts that it lacks, or whose cell is null, lie in no cell.
+    cell_ids
+        (n,) id of each cell.
+
+    Raises
+    ------
+    InputError
+        If the file is no such table, names a transcript twice or a cell that is not there.
+
+    """
+
+    name = "table"
+    by_id = True
+
+    def __init__(self, path: Path, cell_ids: np.ndarray):
+        try:
+            table = pq.read_table(path, columns=["transcript_id", "cell_id"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: is not a Parquet table with transcript_id and cell_id ({error}); run comparator collect again.") from None
+        table = table.filter(pc.is_valid(table["cell_id"]))
+        cell = pc.index_in(table["cell_id"].cast(pa.string()), pa.array(cell_ids, pa.string()))
+        if cell.null_count:
+            unknown = table["cell_id"].filter(pc.is_null(cell))[0].as_py()
+            raise InputError(f"{path}: names the cell {unknown!r}, which the cells do not have; the two come from different runs.")
+        ids = table["transcript_id"].to_numpy()
+        order = np.argsort(ids, kind="stable")
+        self._path, self._found = path, 0
+        self._ids, self._cell = ids[order], cell.to_numpy()[order].astype(np.int32)
+        repeated = np.flatnonzero(self._ids[1:] == self._ids[:-1])
+        if len(repeated):
+            raise InputError(f"{path}: names the transcript {self._ids[repeated[0]]} more than once; a transcript has one cell or none.")
+
+    def __call__(self, transcript_id: np.ndarray) -> np.ndarray:
+        """(n,) int64 index of the cell of each transcript, -1 without."""
+        if not len(self._ids):
+            return np.full(len(transcript_id), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._ids, transcript_id), len(self._ids) - 1)
+        there = self._ids[at] == transcript_id
+        self._found += int(there.sum())
+        return np.where(there, self._cell[at], -1).astype(np.int64)
+
+    def check_used(self) -> None:
+        """Raise InputError when the table names transcripts that were not asked for: it is of another sample."""
+        if self._found != len(self._ids):
+            raise InputError(
+                f"{self._path}: names {len(self._ids)} transcripts, the sample has {self._found} of them; the table is of another sample or conversion."
+            )

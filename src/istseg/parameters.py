@@ -40,6 +40,7 @@ def check(values: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     for name in sorted(set(given) & set(rules)):
         errors = jsonschema.Draft202012Validator(rules[name]).iter_errors(given[name])
         problems += [f"--{name}: {_say(error, rules[name])}" for error in sorted(errors, key=lambda e: str(e.validator))[:1]]
+        problems += _names(name, given[name], rules[name].get("items"))
     return problems + _together(given)
 
 
@@ -55,6 +56,17 @@ def _required(schema: dict[str, Any]) -> set[str]:
     for group in schema.get("$defs", {}).values():
         names |= set(group.get("required", []))
     return names
+
+
+def _names(name: str, value: Any, items: dict[str, Any] | None) -> list[str]:
+    """Problems of a list of names in one text, separated by commas; `none` stands alone."""
+    if items is None or not isinstance(value, str) or value == "none":
+        return []
+    known = items["enum"]
+    unknown = [part for part in dict.fromkeys(value.split(",")) if part not in known]
+    near = {part: difflib.get_close_matches(part, known, 1) for part in unknown}
+    hints = {part: f"; did you mean {near[part][0]}?" if near[part] else "; `none` alone is for none." for part in unknown}
+    return [f"--{name}: {part!r} is none of {', '.join(known)}{hints[part]}" for part in unknown]
 
 
 def _say(error: jsonschema.ValidationError, rule: dict[str, Any]) -> str:

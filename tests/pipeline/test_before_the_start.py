@@ -41,7 +41,7 @@ BAD_PARAMETERS = [
     ("--qc_thresholds", "no.yaml", "no.yaml'."),
     ("--exports", "xenium", "--exports: 'xenium' is not of the right form."),
     ("--max_memory", "much", "--max_memory: 'much' is not of the right form."),
-    ("--compare", "maybe", "--compare: must be true or false, it is 'maybe'."),
+    ("--compare", "vendor,protseg", "comseg, baysor; did you mean proseg?"),
     ("--container_tag", "a b", "--container_tag: 'a b' is not of the right form."),
     ("--backbone", "swin", "--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."),
     ("--rna_input", "learned", "--rna_input: only an untrained network takes it"),

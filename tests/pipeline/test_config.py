@@ -16,7 +16,8 @@ import yaml
 
 from conftest import ROOT
 from istseg import __version__
-from istseg.cli import app
+from istseg.cli import app, comparator_app
+from istseg.comparators import METHODS, NAMES, PROGRAM
 
 pytestmark = pytest.mark.pipeline
 
@@ -36,11 +37,12 @@ NOT_OPTIONS = set(
 NOT_OPTIONS |= {
     "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
+    "proseg_init", "baysor", "baysor_min_molecules",
 }  # fmt: skip
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
 )
-WIRED |= {"cells", "transcripts", "annotations", "annotations_unit"}
+WIRED |= {"cells", "transcripts", "annotations", "annotations_unit", "method"}
 """Options that modules or conf/modules.config set from channels."""
 
 
@@ -54,7 +56,7 @@ class Option:
 
 def options_of_commands() -> dict[str, dict[str, Option]]:
     found = {}
-    for command in app.registered_commands:
+    for command in [*app.registered_commands, *comparator_app.registered_commands]:
         options = found[command.callback.__name__] = {}
         for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
             kind, option = get_args(parameter.annotation)
@@ -117,6 +119,11 @@ def test_options_without_a_default_are_passed_only_when_given(nextflow, given, o
     train = dict(zip(words["TRAIN"][1:-1:2], words["TRAIN"][2:-1:2], strict=True))
     assert {name: value for name, value in train.items() if name in ("--backbone", "--rna-input", "--epochs", "--patience", "--precision")} == options
     assert words["SEGMENT"][-3:-1] == ["--precision", options["--precision"]]
+
+
+def test_names_of_compare_are_those_of_the_registry():
+    assert tuple(RULES["compare"]["items"]["enum"]) == NAMES
+    assert all(name in RULES["compare"]["description"] for name in NAMES)
 
 
 def test_schema_is_closed_and_every_parameter_explains_itself():
@@ -203,14 +210,18 @@ def test_lint_finds_a_broken_module(tmp_path):
 
 def test_every_module_is_complete():
     stages = {path.stem for path in (ROOT / "src" / "istseg" / "stages").glob("[a-z]*.py")} - {"simulate", "pretrain"}
-    assert {path.name for path in (ROOT / "modules").iterdir()} == stages
-    for stage in stages:
+    commands = {stage: stage for stage in stages - {"comparator"}} | {
+        f"comparator_{c.name}": f"comparator {c.name}" for c in comparator_app.registered_commands
+    }
+    programs = {method.name: None for method in METHODS.values() if method.kind == PROGRAM}
+    assert {path.name for path in (ROOT / "modules").iterdir()} == {*commands, *programs}
+    for stage, command in {**commands, **programs}.items():
         text = (ROOT / "modules" / stage / "main.nf").read_text()
         assert text.startswith(f"/*\n * {stage.upper()}: ")
-        command = f"istseg --expect-version ${{workflow.manifest.version}} {stage} "
-        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", command, "task.ext.args"):
+        call = f"istseg --expect-version ${{workflow.manifest.version}} {command} " if command else stage
+        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", call, "task.ext.args"):
             assert part in text, f"{stage}: lacks {part}"
-        assert stage == "report" or "topic: versions" in text
+        assert stage in ("report", "baysor") or "topic: versions" in text
         assert yaml.safe_load((ROOT / "modules" / stage / "meta.yml").read_text())["name"] == stage
 
 

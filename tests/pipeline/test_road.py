@@ -67,11 +67,30 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
 
 
 def test_without_comparison_exports_and_with_one_model_per_sample(nextflow):
-    run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--compare", "false", "--exports", "none", "--finetune", "sample")
+    run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--compare", "none", "--exports", "none", "--finetune", "sample")
     done = tasks(run)
     assert done["ASSIGN"] == done["ASSESS"] == done["TRAIN"] == 2
     assert "EXPORT" not in done and "COMPARE" not in done
     assert {"a/model/model.safetensors", "b/model/decision.json"} <= run.files()
+
+
+def test_every_comparator_goes_through_the_same_stages(nextflow):
+    """The run's teacher by its own name is `teacher`; foreign programs go through prepare and collect."""
+    asked = "vendor,watershed,cellpose,expansion,proseg,comseg,baysor"
+    (nextflow.folder / "weights").touch()
+    weights = ("--nuclei_weights", nextflow.folder / "weights", "--cyto_weights", nextflow.folder / "weights")
+    run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--compare", asked, "--exports", "none", *weights)
+    done = tasks(run)
+    assert {name: done[name] for name in ("COMPARATOR_TILES", "COMPARATOR_MERGE", "PROSEG", "COMSEG", "BAYSOR")} == {
+        "COMPARATOR_TILES": 4, "COMPARATOR_MERGE": 4, "PROSEG": 2, "COMSEG": 2, "BAYSOR": 2,
+    }  # fmt: skip
+    assert done["COMPARATOR_PREPARE"] == done["COMPARATOR_COLLECT"] == 6
+    assert done["ASSIGN"] == done["ASSESS"] == 16
+    files = run.files()
+    for name in ("istseg", "teacher", "vendor", "cellpose", "expansion", "proseg", "comseg", "baysor"):
+        assert {f"{sample}/{name}/metrics.json" for sample in "ab"} <= files
+    assert {"a/expansion.cells.parquet", "a/expansion.merge.json", "a/proseg.cells.parquet", "a/proseg.assignment.parquet"} <= files
+    assert "a/watershed.cells.parquet" not in files
 
 
 # A stage is made to fail inside its task: `touch` of its stub becomes a function that ends it.
@@ -92,7 +111,7 @@ process {
 def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_missing(nextflow):
     flag = nextflow.folder / "mended"
     (nextflow.folder / "faults.config").write_text(FAULTS % {"flag": flag, "bin": ROOT / ".venv" / "bin"})
-    arguments = ("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", "--compare", "false")
+    arguments = ("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", "--compare", "none")
     run = nextflow.run(*arguments, ok=False)
 
     assert run.code != 0
@@ -133,14 +152,14 @@ def test_a_sample_that_lacks_a_tile_gives_no_cells(nextflow):
 
 
 def test_a_new_sample_does_not_make_the_others_run_again(nextflow):
-    arguments = ("-stub-run", "--compare", "false", "--exports", "none")
+    arguments = ("-stub-run", "--compare", "none", "--exports", "none")
     nextflow.run("--input", samples(nextflow, "a"), *arguments)
     run = nextflow.run("--input", samples(nextflow, "a", "b"), *arguments, "-resume")
     assert {row["tag"].split(" ")[0] for row in run.trace() if row["status"] == "COMPLETED" and row["process"] not in ("PREFLIGHT", "REPORT")} == {"b"}
 
 
 def test_a_raw_file_that_changed_in_place_is_read_again(nextflow):
-    arguments = ("--input", samples(nextflow, "a"), "-stub-run", "--compare", "false", "--exports", "none")
+    arguments = ("--input", samples(nextflow, "a"), "-stub-run", "--compare", "none", "--exports", "none")
     (raw,) = (folder for folder in nextflow.folder.iterdir() if folder.name.startswith("raw"))
     (raw / "images").mkdir()
     (raw / "images" / "mosaic_DAPI_z0.tif").write_text("before")

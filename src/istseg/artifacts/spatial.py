@@ -8,6 +8,7 @@ spatialdata itself is not imported: it needs seconds to load and the whole image
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,10 @@ def n_levels(root: str | Path) -> int:
     return len(list((Path(root) / "images" / IMAGE).glob("s[0-9]*")))
 
 
+BATCH = 1 << 18
+"""Transcripts held at a time."""
+
+
 def transcript_parts(points: str | Path) -> list[Path]:
     """Parts of a `points.parquet` folder in the order of their bands; `points` may also be the `<sample>.zarr`.
 
@@ -227,6 +232,30 @@ def transcript_parts(points: str | Path) -> list[Path]:
     if not parts:
         raise InputError(f"{folder}: holds no parts of transcripts; it should be the points.parquet of the stage convert. Run convert again.")
     return parts
+
+
+def transcript_batches(points: str | Path, columns: list[str], optional: tuple[str, ...] = ()) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `BATCH` transcripts in the order of the parts, none of them empty.
+
+    Parameters
+    ----------
+    columns
+        That every part must have.
+    optional
+        Taken where a part has them.
+
+    Raises
+    ------
+    InputError
+        If there are no parts, or one lacks a column.
+    """
+    for path in transcript_parts(points):
+        with pq.ParquetFile(path) as stored:
+            missing = set(columns) - set(stored.schema_arrow.names)
+            if missing:
+                raise InputError(f"{path}: lacks the columns {sorted(missing)}; run convert again.")
+            wanted = [*columns, *(name for name in optional if name in stored.schema_arrow.names)]
+            yield from (b for b in stored.iter_batches(BATCH, columns=wanted) if b.num_rows)
 
 
 def bands_between(bands_um: list[float], y0_um: float, y1_um: float) -> range:

@@ -1,17 +1,18 @@
 """Stage `assign`: gives every transcript its cell, once, and counts.
 
-In: `sample.json`, the points of the sample (`part.<i>.parquet`, bands in y), the cells of a segmentation, and its label image when there is one.
+In: `sample.json`, the points of the sample (`part.<i>.parquet`, bands in y), the cells of a segmentation, and its label image or its table of transcripts
+when there is one.
 Out: `transcripts.parquet`, `counts.h5ad`, `assign.json`. The transcripts are streamed: memory holds one batch of them, the counts and the cells.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,15 +20,12 @@ from istseg import __version__, counts
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import whole, write_json
 from istseg.artifacts.sample import Sample, apply_affine
-from istseg.artifacts.spatial import transcript_parts
+from istseg.artifacts.spatial import BATCH, transcript_batches
 from istseg.errors import InputError, IstsegError
-from istseg.locate import LabelLocator, Locator, PolygonLocator
+from istseg.locate import LabelLocator, Locator, PolygonLocator, TableLocator
 from istseg.progress import track
 
 log = logging.getLogger(__name__)
-
-BATCH = 1 << 18
-"""Transcripts held at a time."""
 
 POINT_COLUMNS = ["x", "y", "gene", "is_control", "transcript_id"]
 OUT_SCHEMA = pa.schema(
@@ -65,7 +63,7 @@ class Totals:
         return self.in_cells / self.in_image if self.in_image else None
 
 
-def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, out: Path, labels: Path | None = None) -> None:
+def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, out: Path, labels: Path | None = None, assignment: Path | None = None) -> None:
     """Assign and count.
 
     Parameters
@@ -75,25 +73,28 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     labels
         `labels.zarr`; its array of the segmentation's name is looked up. Without it a transcript belongs to the first cell (in the order of
         `cells`) whose polygon covers it, borders included.
+    assignment
+        Parquet with `transcript_id` and `cell_id`: what a method says itself of its transcripts, which goes before polygons. Transcripts that it does not
+        name lie in no cell.
 
     Raises
     ------
     InputError
-        If the points, the cells and the sample do not belong together.
+        If the points, the cells and the sample do not belong together, or both a label image and a table are given.
 
     """
     sample = Sample.read(sample_json)
-    table = cells_file.read(cells, geometry=labels is None)
-    locator: Locator = PolygonLocator(table.geometry.to_numpy()) if labels is None else LabelLocator(labels, segmentation, table["label"].to_numpy())
+    table = cells_file.read(cells, geometry=labels is None and assignment is None)
     ids = table["cell_id"].to_numpy(dtype=object)
+    locator = _locator(table, segmentation, labels, assignment)
     targets = _targets(sample)
     gene_counts, control_counts = counts.CountMatrix(len(ids), len(sample.genes)), counts.CountMatrix(len(ids), len(sample.controls))
     totals = Totals()
     out = Path(out)
     with whole(out / "transcripts.parquet") as part, pq.ParquetWriter(part, OUT_SCHEMA, compression="zstd") as writer:
-        for batch in track(_batches(transcripts), "assign", total=None):
+        for batch in track(transcript_batches(transcripts, POINT_COLUMNS, optional=("z",)), "assign", total=None):
             xy = np.column_stack([batch["x"], batch["y"]]).astype(float)
-            cell = locator(xy)
+            cell = locator(batch["transcript_id"].to_numpy() if locator.by_id else xy)
             code = _gene_codes(batch["gene"], targets, transcripts)
             control = batch["is_control"].to_numpy(zero_copy_only=False)
             _check_controls(code, control, len(sample.genes), targets, transcripts)
@@ -102,6 +103,8 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
                 matrix.add(cell[kind], code[kind] - first)
             _tally(totals, inside, control, _in_image(sample, xy))
             writer.write_batch(_out_batch(batch, xy, cell, ids), row_group_size=BATCH)
+    if isinstance(locator, TableLocator):
+        locator.check_used()
     facts = {"version": __version__, "platform": sample.platform, "assignment": locator.name}
     adata = counts.build(sample.sample, segmentation, table, (sample.genes, sample.controls), (gene_counts.csr(), control_counts.csr()), facts)
     _check_totals(totals, sample, adata, transcripts)
@@ -109,6 +112,16 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     record = {"sample": sample.sample, "segmentation": segmentation, "assignment": locator.name, "n_cells": len(ids)}
     write_json(out / "assign.json", {**record, "transcripts": {**asdict(totals), "fraction_in_cells": totals.fraction_in_cells}})
     log.info("%s/%s: %d of %d transcripts in %d cells", sample.sample, segmentation, totals.in_cells, totals.in_image, len(ids))
+
+
+def _locator(cells: pd.DataFrame, segmentation: str, labels: Path | None, assignment: Path | None) -> Locator:
+    if labels and assignment:
+        raise InputError(f"--labels {labels}, --assignment {assignment}: give one of them; both say whose a transcript is.")
+    if assignment:
+        return TableLocator(assignment, cells["cell_id"].to_numpy(dtype=object))
+    if labels:
+        return LabelLocator(labels, segmentation, cells["label"].to_numpy())
+    return PolygonLocator(cells.geometry.to_numpy())
 
 
 def _targets(sample: Sample) -> dict[str, int]:
@@ -119,16 +132,6 @@ def _targets(sample: Sample) -> dict[str, int]:
         repeated = sorted({n for n in names if names.count(n) > 1})
         raise InputError(f"sample.json of {sample.sample}: genes and controls are not unique ({repeated[:5]}); run convert again.")
     return targets
-
-
-def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    for path in transcript_parts(folder):
-        with pq.ParquetFile(path) as stored:
-            missing = set(POINT_COLUMNS) - set(stored.schema_arrow.names)
-            if missing:
-                raise InputError(f"{path}: lacks the columns {sorted(missing)}; run convert again.")
-            columns = [*POINT_COLUMNS, *(["z"] if "z" in stored.schema_arrow.names else [])]
-            yield from (b for b in stored.iter_batches(BATCH, columns=columns) if b.num_rows)
 
 
 def _gene_codes(column: pa.Array, targets: dict[str, int], where: Path) -> np.ndarray:

@@ -73,15 +73,11 @@ def pool(sketches: list[dict[str, Any]], background_percentile: float, spurious_
     """Thresholds of a sample from the sketches of its tiles; sums of integers, so their order does not matter."""
     histogram = sum(density.dense(s["density"]) for s in sketches)
     per_nucleus: Counter[int] = Counter()
-    cells: dict[str, dict[str, int]] = {}
     for sketch in sketches:
         counts = sketch["transcripts_per_nucleus"]
         per_nucleus.update(dict(zip(counts["values"], counts["counts"], strict=True)))
-        for layer, numbers in sketch["cells"].items():
-            sums = cells.setdefault(layer, dict.fromkeys(numbers, 0))
-            for name, n in numbers.items():
-                sums[name] += n
-    best = max(sorted(cells), key=lambda c: (cells[c]["consistent"], -cells[c]["cells"]), default=None)
+    cells = count_cells(sketches)
+    best = best_layer(cells)
     best_stain = best.removeprefix(CELLS) if best and best.removeprefix(CELLS) in sketches[0]["stains"][1:] else None
     background = density.percentile(histogram, background_percentile)
     spurious = density.count_percentile(per_nucleus, spurious_percentile)
@@ -101,6 +97,22 @@ def pool(sketches: list[dict[str, Any]], background_percentile: float, spurious_
         count_histogram={"values": sorted(per_nucleus), "counts": [per_nucleus[v] for v in sorted(per_nucleus)]},
         warnings=_warnings(n_nuclei, background, background_percentile, spurious),
     )
+
+
+def count_cells(sketches: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Layer → `{"cells", "consistent"}` of all tiles together."""
+    cells: dict[str, dict[str, int]] = {}
+    for sketch in sketches:
+        for layer, numbers in sketch["cells"].items():
+            sums = cells.setdefault(layer, dict.fromkeys(numbers, 0))
+            for name, n in numbers.items():
+                sums[name] += n
+    return cells
+
+
+def best_layer(cells: dict[str, dict[str, int]]) -> str | None:
+    """The layer with the most cells that contain exactly one nucleus, of equals the one with fewer cells; None without any layer."""
+    return max(sorted(cells), key=lambda c: (cells[c]["consistent"], -cells[c]["cells"]), default=None)
 
 
 def _coarse(histogram: np.ndarray) -> dict[str, list[float]]:

@@ -1,63 +1,22 @@
 """merge: cells and nuclei of all tiles → `istseg.cells.parquet`, `teacher.cells.parquet`, `nuclei.parquet`, `labels.zarr`, `merge.json`.
 
-Every object is taken from the tile that owns it, so each cell comes once. Objects are numbered by the place of their centroid (y, then x): numbers do not
-depend on the tiling. Where two tiles' objects claim one pixel (possible only for objects larger than the halo) the smaller number has it; this is counted.
+How objects of tiles are put together: `istseg.merging`.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-import shapely
-
-from istseg.artifacts import cells as cells_file
-from istseg.artifacts.files import read_json, whole, write_json
-from istseg.artifacts.labels import TileLabels
-from istseg.artifacts.sample import apply_affine
+from istseg.artifacts.files import read_json, write_json
 from istseg.artifacts.thresholds import Thresholds
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
-from istseg.progress import track
+from istseg.merging import Source, check_tiles, merge_sources
 
 log = logging.getLogger("istseg")
 
-CHUNK_WPX = 1024
 NUCLEI = "nuclei"
-_FILES = ("labels.npz", "objects.parquet", "meta.json")
-_COLUMNS = ["layer", "label", "owned", "centroid_x_wpx", "centroid_y_wpx", "area_wpx", "cut", "mean_flow", "geometry"]
-
-
-@dataclass
-class Source:
-    """Where a segmentation of the result comes from.
-
-    Attributes
-    ----------
-    name
-        Of the array in `labels.zarr`.
-    file
-        Of the polygons.
-    stage
-        That made it.
-    folder
-        With the tiles' folders.
-    layer
-        In them.
-    prefix
-        Of the number in `cell_id`.
-    """
-
-    name: str
-    file: str
-    stage: str
-    folder: Path
-    layer: str
-    prefix: str
 
 
 def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: Path) -> None:
@@ -94,40 +53,21 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
         Source("nuclei", "nuclei.parquet", "teach", Path(teacher), NUCLEI, "n"),
     ]
     _check(index, sources)
-    tables = {s.name: _number(_owned(index, s)) for s in sources}
     out = Path(out)
-    with whole(out / "labels.zarr") as store:
-        conflicts = _paint(index, sources, tables, store)
-    record: dict[str, Any] = {"sample": index.sample, "n_tiles": len(index.tiles), "n_skipped_tiles": len(index.skipped), "segmentations": {}, "warnings": []}
-    for source in sources:
-        table = tables[source.name]
-        frame = _frame(index, source, table)
-        cells_file.write(out / source.file, frame)
-        record["segmentations"][source.name] = {
-            "layer": source.layer,
-            "n": len(frame),
-            "n_cut": int(table["cut"].sum()),
-            "conflict_pixels": conflicts[source.name],
-            "method": _method(index, source),
-        }
-        if table["cut"].any():
-            record["warnings"].append(f"{int(table['cut'].sum())} objects of {source.name} reach the border of their tile's region and may be incomplete.")
-        if conflicts[source.name]:
-            record["warnings"].append(f"{conflicts[source.name]} pixels were claimed by objects of two tiles in {source.name}; the one further up has them.")
+    record = merge_sources(index, sources, out, "labels.zarr")
     record["n_cut"] = record["segmentations"]["istseg"]["n_cut"]
     record["teacher_layer"] = {"layer": layer, "reason": reason}
     write_json(out / "merge.json", record)
-    log.info("%s: %s", index.sample, ", ".join(f"{len(t)} {name}" for name, t in tables.items()))
+    log.info("%s: %s", index.sample, ", ".join(f"{made['n']} {name}" for name, made in record["segmentations"].items()))
 
 
 def _check(index: TileIndex, sources: list[Source]) -> None:
-    problems = []
+    """Tiles are there and all of ours were segmented alike."""
+    problems = check_tiles(index, sources)
     models: dict[str, str] = {}
     arithmetic: dict[str, list[str]] = {}
     for tile in index.tiles:
         name = tile["tile_id"]
-        for folder, stage in {s.folder: s.stage for s in sources}.items():
-            problems += _problems_of(folder / name, stage, index.sample, tile, [s.layer for s in sources if s.folder == folder])
         meta = sources[0].folder / name / "meta.json"
         if meta.is_file():
             method = read_json(meta, "the meta.json of the stage segment").get("method", {})
@@ -146,20 +86,6 @@ def _check(index: TileIndex, sources: list[Source]) -> None:
         raise InputError(problems)
 
 
-def _problems_of(folder: Path, stage: str, sample: str, tile: dict[str, Any], layers: list[str]) -> list[str]:
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
-        return [f"{folder}: lacks {', '.join(missing)}, but tiles.json names this tile; run {stage} for it."]
-    meta = read_json(folder / "meta.json", f"the meta.json of the stage {stage}")
-    found = [meta.get(key) for key in ("sample", "tile_id", "core", "region")]
-    wanted = [sample, tile["tile_id"], list(tile["core"]), list(tile["region"])]
-    if found != wanted:
-        return [f"{folder}: is of sample, tile, core and region {found}, tiles.json says {wanted}; run {stage} again."]
-    names = meta.get("layer_names", [])
-    return [
-        f"{folder}: has no layer {layer}, only {', '.join(names)}; run {stage} and calibrate again for all tiles." for layer in layers if layer not in names
-    ]
-
-
 def _teacher_layer(limits: Thresholds) -> tuple[str, str]:
     """Layer of the teacher that is taken as its segmentation, and why."""
     if limits.best_layer:
@@ -167,82 +93,3 @@ def _teacher_layer(limits: Thresholds) -> tuple[str, str]:
     if limits.best_stain:
         return f"cells_{limits.best_stain}", "its stain agrees best with the nuclei (thresholds.json)"
     return NUCLEI, "the teacher has no layer of cells"
-
-
-def _owned(index: TileIndex, source: Source) -> pd.DataFrame:
-    """Owned objects of all tiles with the columns of the artifact and `tile` (number of the tile)."""
-    parts = []
-    for number, tile in enumerate(index.tiles):
-        path = source.folder / tile["tile_id"] / "objects.parquet"
-        table = pd.read_parquet(path, columns=_COLUMNS, filters=[("layer", "==", source.layer), ("owned", "==", True)])
-        if table["geometry"].isna().any():
-            raise InputError(f"{path}: an object that its tile owns has no outline; run the stage that made it again.")
-        parts.append(table.assign(tile=number))
-    filled = [p for p in parts if len(p)]
-    return pd.concat(filled, ignore_index=True) if filled else parts[0] if parts else pd.DataFrame({c: [] for c in [*_COLUMNS, "tile"]})
-
-
-def _number(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort by the centroid and number from 1."""
-    table = table.sort_values(["centroid_y_wpx", "centroid_x_wpx", "area_wpx", "tile", "label"], ignore_index=True)
-    return table.assign(number=np.arange(1, len(table) + 1, dtype=np.int32))
-
-
-def _paint(index: TileIndex, sources: list[Source], tables: dict[str, pd.DataFrame], store: Path) -> dict[str, int]:
-    """Write the label images, tile by tile; return the number of pixels that two objects claim, by segmentation."""
-    import zarr
-
-    grid = index.window_grid
-    group = zarr.open_group(store, mode="w")
-    arrays = {}
-    for source in sources:
-        array = group.create_array(source.name, shape=(grid.height, grid.width), chunks=(CHUNK_WPX, CHUNK_WPX), dtype="int32", fill_value=0)
-        array.attrs.update({"micron_to_working": index.micron_to_working, "working_um": index.working_um, "sample": index.sample})
-        arrays[source.name] = array
-    by_tile = {name: dict(list(table.groupby("tile")[["label", "number"]])) for name, table in tables.items()}
-    conflicts = {source.name: 0 for source in sources}
-    for number, tile in enumerate(track(index.tiles, "merge")):
-        for source in sources:
-            mine = by_tile[source.name].get(number)
-            if mine is None:
-                continue
-            labels = TileLabels.read(source.folder / tile["tile_id"], [source.layer]).layers[source.layer]
-            conflicts[source.name] += _paint_tile(arrays[source.name], labels, mine, tile["region"])
-    return conflicts
-
-
-def _paint_tile(array: Any, labels: np.ndarray, mine: pd.DataFrame, region: tuple[int, int, int, int]) -> int:
-    numbers = np.zeros(max(int(labels.max()), int(mine["label"].max())) + 1, np.int32)
-    numbers[mine["label"]] = mine["number"]
-    painted = numbers[labels]
-    rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
-    if not len(rows):
-        return 0
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    painted = painted[top:bottom, left:right]
-    place = slice(region[0] + top, region[0] + bottom), slice(region[1] + left, region[1] + right)
-    before = array[place]
-    both = (painted > 0) & (before > 0)
-    array[place] = np.where(both, np.minimum(painted, before), np.maximum(painted, before))
-    return int(both.sum())
-
-
-def _frame(index: TileIndex, source: Source, table: pd.DataFrame) -> Any:
-    """Polygons in µm."""
-    to_micron = np.linalg.inv(index.affine)
-    polygons = shapely.from_wkb(table["geometry"].to_numpy(dtype=object))
-    polygons = shapely.transform(polygons, lambda xy: apply_affine(to_micron, xy))
-    for i in np.flatnonzero(~shapely.is_valid(polygons)):
-        parts = shapely.get_parts(shapely.make_valid(polygons[i]))
-        polygons[i] = max((p for p in parts if p.geom_type == "Polygon"), key=lambda p: p.area)
-    ids = [f"{index.sample}_{source.prefix}{n:07d}" for n in table["number"]]
-    return cells_file.frame(ids, polygons, table["number"].to_numpy(), table["mean_flow"].to_numpy(float))
-
-
-def _method(index: TileIndex, source: Source) -> dict[str, Any]:
-    """How it was made (from the first tile), with the seconds of all tiles (`seconds` and its parts)."""
-    metas = [read_json(source.folder / t["tile_id"] / "meta.json", "the meta.json of a tile") for t in index.tiles]
-    if not metas:
-        return {}
-    methods = [m["method"] for m in metas]
-    return methods[0] | {key: round(sum(m.get(key, 0.0) for m in methods), 3) for key in methods[0] if key.endswith("seconds")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from istseg import parameters, samplesheet
+from istseg import comparators, parameters, samplesheet
 from istseg.artifacts import annotations as annotations_file
 from istseg.artifacts.annotations import Frame
 from istseg.artifacts.preflight import Preflight, Resolved
 from istseg.artifacts.sample import apply_affine
-from istseg.errors import InputError
+from istseg.errors import InputError, as_written
 from istseg.grid import DEFAULT_WORKING_UM
 from istseg.progress import track
 from istseg.raw import open_raw, tables
@@ -52,6 +53,7 @@ def run(
     nuclei_weights: Path | None = None,
     cyto_weights: Path | None = None,
     limits: Path | None = None,
+    programs: Path | None = None,
 ) -> None:
     """Check everything and write `preflight.json`.
 
@@ -72,9 +74,12 @@ def run(
     disk
         Folder whose free space must hold the results.
     model, nuclei_weights, cyto_weights
-        Where the base model and the weights of the teacher `cellpose` are staged; checked with the digests and the working resolution of `params`.
+        Where the base model and the weights of `cellpose`, as teacher or comparator, are staged; checked with the digests and the
+        working resolution of `params`.
     limits
         Where the limits of the report's checks (`qc_thresholds`) are staged.
+    programs
+        Folder of the comparators' programs; None where each has its container.
 
     Raises
     ------
@@ -88,7 +93,9 @@ def run(
     rows = read_rows(samplesheet, raw or {}, problems)
     gpu = _check_device(device, problems)
     _check_model(model, values, problems)
-    _check_cellpose(nuclei_weights, cyto_weights, values, problems)
+    weights = {"nuclei": nuclei_weights, "cyto": cyto_weights}
+    _check_cellpose(weights, values, problems)
+    _check_comparators(weights, programs, values, problems)
     _check_limits(limits, values, problems)
     samples = []
     for row in track(rows, "Samples"):
@@ -129,13 +136,14 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | No
         transcripts = _check_transcripts(reader.transcript_sample(), facts, found)
         if values.get("teacher") == "vendor" and facts.cells_from is None:
             found.append(f"{folder}: the teacher `vendor` needs the vendor's cells, and there are none. Choose another teacher.")
+        _check_vendor_cells(folder, facts, values, found)
         annotated = _check_annotations(row, staged["annotations"] or sheet.parent / (row.annotations or ""), facts, values, found)
     except InputError as error:
         found += error.problems
     except OSError as error:
         found.append(f"{error.filename or folder}: cannot be read ({error.strerror or error}).")
     if found:
-        problems += [f"{row.sample}: {_as_written(text, folder, row.path if staged['path'] else None)}" for text in dict.fromkeys(found)]
+        problems += [f"{row.sample}: {as_written(text, folder, row.path if staged['path'] else None)}" for text in dict.fromkeys(found)]
         return None
     return Resolved(
         sample=row.sample,
@@ -165,10 +173,21 @@ def _check_annotations(row: samplesheet.Row, path: Path, facts: Facts, values: d
     try:
         found = annotations_file.read(path, row.annotations_unit, frame)
     except InputError as error:
-        problems += [_as_written(text, path, row.annotations) for text in error.problems]
+        problems += [as_written(text, path, row.annotations) for text in error.problems]
         return None
     facts.warnings += found.warnings
     return {"path": row.annotations, "cells": len(found.ids), "region": found.region is not None}
+
+
+def _check_vendor_cells(folder: Path, facts: Facts, values: dict[str, Any], problems: list[str]) -> None:
+    """Comparators that need the vendor's cells: a segmentation that is not there is a warning, nothing to start from is a problem."""
+    asked = comparators.chosen(str(values.get("compare") or comparators.NONE))
+    if facts.cells_from is not None:
+        return
+    if "proseg" in asked and values.get("proseg_init") == "vendor":
+        problems.append(f"{folder}: --proseg_init vendor needs the vendor's cells, and there are none. Use --proseg_init nuclei.")
+    if "vendor" in asked:
+        facts.warnings.append("There are no cells of the vendor to compare with.")
 
 
 def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> dict[str, Any]:
@@ -246,26 +265,21 @@ def _check_model(path: Path | None, values: dict[str, Any], problems: list[str])
         _, card = weights.load(path, values.get("base_model_sha256"))
         card.check_tile(float(values.get("working_um") or DEFAULT_WORKING_UM), "--working_um")
     except InputError as error:
-        problems += [f"--base_model: {_as_written(text, path, values.get('base_model'))}" for text in error.problems]
+        problems += [f"--base_model: {as_written(text, path, values.get('base_model'))}" for text in error.problems]
 
 
-def _check_cellpose(nuclei: Path | None, cyto: Path | None, values: dict[str, Any], problems: list[str]) -> None:
+def _check_cellpose(weights: Mapping[str, Path | None], values: dict[str, Any], problems: list[str]) -> None:
     """The teacher's weights can be read and have the digests asked for."""
-    if values.get("teacher") != "cellpose":
-        return
-    from istseg.teachers import cellpose
+    if values.get("teacher") == "cellpose":
+        from istseg.teachers import cellpose
 
-    for role, path in (("nuclei", nuclei), ("cyto", cyto)):
-        if path is None:
-            continue  # said by the check of parameters
-        found: list[str] = []
-        cellpose.check_weights(path, values.get(f"{role}_sha256"), role, found)
-        if not found:
-            try:
-                cellpose.load_state(path)
-            except InputError as error:
-                found += error.problems
-        problems += [_as_written(text, path, values.get(f"{role}_weights")) for text in found]
+        problems += cellpose.staged_problems(weights, values)
+
+
+def _check_comparators(weights: Mapping[str, Path | None], programs: Path | None, values: dict[str, Any], problems: list[str]) -> None:
+    """Every comparator that was chosen has what it needs."""
+    asked = [name for name in comparators.chosen(str(values.get("compare") or comparators.NONE)) if name != values.get("teacher")]
+    problems += comparators.problems(asked, comparators.Surroundings(values, weights, programs))
 
 
 def _check_limits(path: Path | None, values: dict[str, Any], problems: list[str]) -> None:
@@ -277,12 +291,7 @@ def _check_limits(path: Path | None, values: dict[str, Any], problems: list[str]
     try:
         checks.limits(path)
     except InputError as error:
-        problems += [f"--qc_thresholds: {_as_written(text, path, values.get('qc_thresholds'))}" for text in error.problems]
-
-
-def _as_written(text: str, staged: Path, written: str | None) -> str:
-    """Tasks see staged files and folders; people know the path they wrote."""
-    return text.replace(str(staged), written) if written else text
+        problems += [f"--qc_thresholds: {as_written(text, path, values.get('qc_thresholds'))}" for text in error.problems]
 
 
 def estimate_disk(facts: Facts, working_um: float) -> int:

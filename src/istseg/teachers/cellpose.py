@@ -8,6 +8,7 @@ labels do not depend on the tiling. Weights are files that are checked; nothing 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from istseg.artifacts.files import sha256
 from istseg.artifacts.tiles import Tile
-from istseg.errors import InputError
+from istseg.errors import InputError, as_written
 from istseg.grid import Box
 from istseg.network.dynamics import labels_from_field
 from istseg.network.field import blend_windows, stain_window
@@ -161,6 +162,31 @@ def check_weights(path: Path | None, digest: str | None, role: str, problems: li
     if digest and found != digest.lower():
         problems.append(f"{option} {path}: has the sha256 {found}, not {digest} as asked for. The file is another one or was damaged; fetch it again.")
     return found
+
+
+def staged_problems(weights: Mapping[str, Path | None], params: Mapping[str, Any]) -> list[str]:
+    """What is wrong with weights before a run; roles without a file are left out (the check of parameters names them).
+
+    Parameters
+    ----------
+    weights
+        Role (`nuclei`, `cyto`) → where the file is staged.
+    params
+        With the digests (`<role>_sha256`) and the paths that people wrote (`<role>_weights`).
+    """
+    problems: list[str] = []
+    for role, path in weights.items():
+        if path is None:
+            continue
+        found: list[str] = []
+        check_weights(path, params.get(f"{role}_sha256"), role, found)
+        if not found:
+            try:
+                load_state(path)
+            except InputError as error:
+                found += error.problems
+        problems += [as_written(text, path, params.get(f"{role}_weights")) for text in found]
+    return problems
 
 
 def load(path: Path, diameter: float, device: torch.device) -> Any:

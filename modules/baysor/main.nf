@@ -1,0 +1,32 @@
+/*
+ * BAYSOR: run Baysor 0.7 on a whole sample, in the plane, with a prior in which it trusts wholly.
+ *
+ * in   sample; method; what comparator prepare wrote
+ *      the executable: a path, or `baysor` on PATH in its container
+ * out  output/{segmentation.csv, segmentation_polygons_2d.json}
+ */
+process BAYSOR {
+    tag "${meta.id}"
+    label 'process_high'
+    container "${params.container_registry}/istseg-baysor:${params.container_tag}"
+
+    input:
+    tuple val(meta), val(method), path(prepared, stageAs: 'input/prepared')
+    val executable
+
+    output:
+    tuple val(meta), val(method), path('output', type: 'dir'), emit: folder
+
+    script:
+    """
+    mkdir output
+    export JULIA_NUM_THREADS=${task.cpus}
+    '${executable}' run --x-column x --y-column y --gene-column gene --prior-segmentation-confidence 1 --config.data.force_2d=true --polygon-format FeatureCollection --count-matrix-format tsv --output output/segmentation.csv ${task.ext.args ?: ''} input/prepared/transcripts.csv :prior
+    """
+
+    stub:
+    """
+    mkdir output
+    touch output/segmentation.csv
+    """
+}
