@@ -486,6 +486,28 @@ def comparator_collect(
 
 
 @app.command()
+def coexpression(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert or export; it is only read.")],
+    out: Out,
+    radius_um: Annotated[float, typer.Option(min=0.5, max=50, help="Reach of a neighbourhood, µm: about a cell's radius.")] = 4.0,
+    centres: Annotated[int, typer.Option(min=1000, help="About so many transcripts whose neighbourhoods are taken.")] = 100_000,
+    region: Annotated[Optional[list[str]], typer.Option(help="`x0,y0,x1,y1` in µm: drawn beside the whole sample. Repeatable.")] = None,
+    picture_px: Annotated[int, typer.Option(min=200, max=10_000, help="Longest side of a picture.")] = 2500,
+    spot_um: Annotated[float, typer.Option(min=0, max=10, help="Standard deviation of a transcript's spot, µm.")] = 0.35,
+    layer_um: Annotated[float, typer.Option(min=0, help="Pixel of the SpatialData image for annotators, µm; 0: no image.")] = 0.5,
+    seed: Seed = 0,
+) -> None:
+    """Show a sample's transcripts in colours that co-expressed genes share."""
+    from istseg.stages import coexpression as stage
+
+    stage.run(
+        sample_json=sample_json, zarr=zarr, out=out, radius_um=radius_um, centres=centres, regions=region or [], picture_px=picture_px, spot_um=spot_um,
+        layer_um=layer_um, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
 def pretrain(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the model.")] = "pretrained",

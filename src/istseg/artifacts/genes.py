@@ -20,6 +20,13 @@ def draw_order(transcript_id: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
+def draw_shares(transcript_id: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) float64 in [0, 1): a draw for each transcript, as good as random, the same in every tile and order of the file; another one for each seed."""
+    ids = np.asarray(transcript_id).astype(np.int64).view(np.uint64)
+    key = draw_order((draw_order(ids) ^ draw_order(np.array([seed]))).view(np.int64))
+    return (key >> np.uint64(11)) * 2.0**-53
+
+
 def draw_map(flat: np.ndarray, transcript_id: np.ndarray, gene: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Gene map (y, x) int32 of molecules at the flat pixels `flat`; `gene` is what is written of each."""
     image = np.zeros(shape[0] * shape[1], np.int32)

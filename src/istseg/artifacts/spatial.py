@@ -44,19 +44,21 @@ class ImageWriter:
         Full resolution.
     pixel_to_micron
         (3, 3) affine.
+    image, dtype
+        Name of the element and type of its values.
     """
 
-    def __init__(self, root: Path, names: list[str], height: int, width: int, pixel_to_micron: np.ndarray):
-        self._root, self._names, self._affine = root, names, pixel_to_micron
+    def __init__(self, root: Path, names: list[str], height: int, width: int, pixel_to_micron: np.ndarray, image: str = IMAGE, dtype: str = "uint16"):
+        self._root, self._names, self._affine, self._image = root, names, pixel_to_micron, image
         self._levels: list[_Level] = []
         while True:
-            self._levels.append(_Level(root / "images" / IMAGE / f"s{len(self._levels)}", (len(names), height, width)))
+            self._levels.append(_Level(root / "images" / image / f"s{len(self._levels)}", (len(names), height, width), dtype))
             if (len(self._levels) > 1 and max(height, width) <= _SMALLEST) or min(height, width) < 2:
                 break
             height, width = height // 2, width // 2
 
     def write(self, strip: np.ndarray) -> None:
-        """Append a strip (c, h, x) uint16; every strip but the last one must be `CHUNK` rows high (ValueError)."""
+        """Append a strip (c, h, x); every strip but the last one must be `CHUNK` rows high (ValueError)."""
         self._push(0, strip)
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class ImageWriter:
         short = [level for level in self._levels if level.y != level.array.shape[1]]
         if short:
             raise ValueError(f"{short[0].y} of {short[0].array.shape[1]} rows were written")
-        _group(self._root / "images" / IMAGE, self._attributes())
+        _group(self._root / "images" / self._image, self._attributes())
 
     def _push(self, index: int, rows: np.ndarray) -> None:
         for block in self._levels[index].add(rows):
@@ -93,7 +95,7 @@ class ImageWriter:
         to_micron = {"type": "affine", "affine": affine, "input": {"name": "cyx", "axes": space}, "output": {"name": "global", "axes": space}}
         scales = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0**i, 2.0**i]}]} for i in range(len(self._levels))]
         axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-        image = {"datasets": scales, "name": f"/images/{IMAGE}", "axes": axes, "coordinateTransformations": [to_micron]}
+        image = {"datasets": scales, "name": f"/images/{self._image}", "axes": axes, "coordinateTransformations": [to_micron]}
         ome = {"omero": {"channels": [{"label": n} for n in self._names]}, "version": "0.5-dev-spatialdata", "multiscales": [image]}
         return {"ome": ome, "spatialdata_attrs": {"version": "0.3"}}
 
@@ -101,15 +103,15 @@ class ImageWriter:
 class _Level:
     """One level: rows wait until they fill a row of chunks."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]):
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str):
         wide = min(SHARD_WIDTH, -(-shape[2] // CHUNK) * CHUNK)
         self.array = zarr.create_array(
             path,
             shape=shape,
-            dtype="uint16",
+            dtype=dtype,
             chunks=(1, CHUNK, CHUNK),
             shards=(1, CHUNK, wide),
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=2),
+            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=np.dtype(dtype).itemsize),
             fill_value=0,
             dimension_names=("c", "y", "x"),
         )

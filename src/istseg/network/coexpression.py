@@ -71,33 +71,66 @@ def coexpression(areas: Iterable[Molecules], n_genes: int, centres_per_area: int
     -------
     (n_genes, n_genes) float64 correlations (0 where a gene does not vary) and (n_genes,) int number of molecules that may be centres.
     """
-    total = np.zeros(n_genes)
-    products = np.zeros((n_genes, n_genes))
-    molecules = np.zeros(n_genes, np.int64)
-    n = 0
+    neighbours = Neighbourhoods(n_genes, radius_um)
     for number, area in enumerate(areas):
         allowed = np.flatnonzero(area.centre)
-        molecules += np.bincount(area.gene[allowed], minlength=n_genes)
-        if not len(allowed):
-            continue
-        rng = np.random.default_rng([seed, number])
-        centres = np.sort(rng.choice(allowed, min(len(allowed), centres_per_area), replace=False))
+        centres = np.empty(0, np.int64)
+        if len(allowed):
+            rng = np.random.default_rng([seed, number])
+            centres = np.sort(rng.choice(allowed, min(len(allowed), centres_per_area), replace=False))
+        neighbours.add(area, centres)
+    return neighbours.correlations(), neighbours.molecules
+
+
+class Neighbourhoods:
+    """Sums over neighbourhoods, from which the co-expression follows.
+
+    Parameters
+    ----------
+    n_genes
+        Length of the list of genes.
+    radius_um
+        Reach of a neighbourhood.
+
+    Attributes
+    ----------
+    molecules
+        (n_genes,) int64: molecules so far that may be centres.
+    centres
+        Neighbourhoods so far.
+    """
+
+    def __init__(self, n_genes: int, radius_um: float = RADIUS_UM):
+        self.molecules = np.zeros(n_genes, np.int64)
+        self.centres = 0
+        self._radius = radius_um
+        self._total = np.zeros(n_genes)
+        self._products = np.zeros((n_genes, n_genes))
+
+    def add(self, area: Molecules, centres: np.ndarray) -> None:
+        """Add the neighbourhoods of `centres` (places in the area's molecules)."""
+        n_genes = len(self.molecules)
+        self.molecules += np.bincount(area.gene[area.centre], minlength=n_genes)
+        if not len(centres):
+            return
         tree = cKDTree(area.xy_um)
         for start in range(0, len(centres), _CHUNK):
-            chunk = centres[start : start + _CHUNK]
-            near = _neighbourhoods(tree, area, chunk, n_genes, radius_um)
-            total += near.sum(0)
-            products += (near.T @ near).toarray()
-        n += len(centres)
-    # In place: for a panel of thousands of genes the matrix is the largest thing in memory.
-    mean = total / max(n, 1)
-    products /= max(n, 1)
-    products -= mean[:, None] * mean
-    deviation = np.sqrt(np.clip(np.diag(products), 0, None))
-    inverse = np.divide(1, deviation, out=np.zeros(n_genes), where=deviation > 1e-6)
-    products *= inverse[:, None]
-    products *= inverse
-    return products, molecules
+            near = _neighbourhoods(tree, area, centres[start : start + _CHUNK], n_genes, self._radius)
+            self._total += near.sum(0)
+            self._products += (near.T @ near).toarray()
+        self.centres += len(centres)
+
+    def correlations(self) -> np.ndarray:
+        """(n_genes, n_genes) float64 correlations, 0 where a gene does not vary. The sums are spent: nothing can be added any more."""
+        # In place: for a panel of thousands of genes the matrix is the largest thing in memory.
+        mean, products = self._total / max(self.centres, 1), self._products
+        products /= max(self.centres, 1)
+        products -= mean[:, None] * mean
+        deviation = np.sqrt(np.clip(np.diag(products), 0, None))
+        inverse = np.divide(1, deviation, out=np.zeros(len(mean)), where=deviation > 1e-6)
+        products *= inverse[:, None]
+        products *= inverse
+        return products
 
 
 def colours(matrix: np.ndarray, molecules: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -21,19 +20,18 @@ import pyarrow.parquet as pq
 from istseg.artifacts.files import whole
 from istseg.artifacts.sample import Sample, apply_affine
 from istseg.artifacts.tiles import TRANSCRIPT_COLUMNS, Tile, TileIndex
+from istseg.converted import Points, StainImage
 from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid, tile_id
 from istseg.progress import track
 from istseg.resample import working_image, working_size
-from istseg.tissue import TissueGrid, count_in_squares, find_tissue, grid_shape, stained_squares
+from istseg.tissue import TissueGrid, find_tissue, stained_squares
 
 log = logging.getLogger("istseg")
 
 OVERVIEW_PX = 1500
 """Longest side of the overview picture."""
-_BATCH_ROWS = 1 << 18
 _COARSE_UM = 3.0
-_BAND_SLACK_UM = 1.0
 _SPILL = pa.schema([("transcript_id", pa.int64()), ("x_wpx", pa.float64()), ("y_wpx", pa.float64()), ("gene", pa.int32()), ("is_control", pa.bool_())])
 
 
@@ -74,100 +72,6 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
         _write_overview(part / "overview.npz", image, sample)
         index.write(part / "tiles.json")
     log.info("%s: %d tiles, %d without tissue", sample.sample, len(index.tiles), len(index.skipped))
-
-
-class StainImage:
-    """The multiscale image `images/stains` of `<sample>.zarr`, read box by box.
-
-    Raises
-    ------
-    InputError
-        If the image is missing or does not fit sample.json.
-
-    """
-
-    def __init__(self, store: Path, sample: Sample):
-        import zarr
-
-        self._channel = {stain.name: i for i, stain in enumerate(sample.stains)}
-        where = f"{store}/images/stains"
-        try:
-            group = zarr.open_group(str(store), mode="r", path="images/stains")
-            attributes = dict(group.attrs)
-            datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
-            self.levels = [group[d["path"]] for d in datasets]
-        except (KeyError, IndexError, OSError, ValueError) as error:
-            raise InputError(f"{where}: is not a multiscale image of the stage convert ({error!r}); run convert again.") from None
-        expected = (len(sample.stains), sample.height_px, sample.width_px)
-        if self.levels[0].shape != expected:
-            raise InputError(f"{where}: has the shape {self.levels[0].shape}, sample.json says {expected}; the two do not belong together.")
-
-    def read(self, stain: str, box: Box, level: int = 0) -> np.ndarray:
-        """(y, x) grey values of a box of a level."""
-        y0, x0, y1, x1 = box
-        return np.asarray(self.levels[level][self._channel[stain], y0:y1, x0:x1])
-
-    def shape(self, level: int) -> tuple[int, int]:
-        """(height, width) of a level."""
-        return self.levels[level].shape[-2:]
-
-    def coarsest(self, height: float) -> int:
-        """The coarsest level that still has `height` rows; the finest when none has."""
-        return max((i for i in range(len(self.levels)) if self.shape(i)[0] >= height), default=0)
-
-
-@dataclass
-class Points:
-    """The transcripts of `<sample>.zarr`, read part by part: part i holds band i in y.
-
-    Raises
-    ------
-    InputError
-        If a part is missing.
-
-    """
-
-    store: Path
-    sample: Sample
-
-    def __post_init__(self) -> None:
-        folder = Path(self.store) / "points" / "transcripts" / "points.parquet"
-        self.parts = [folder / f"part.{i}.parquet" for i in range(len(self.sample.transcript_bands_um))]
-        missing = [
-            f"{part}: no such file, but sample.json names {len(self.parts)} parts of transcripts; run convert again."
-            for part in self.parts
-            if not part.is_file()
-        ]
-        if missing and self.sample.transcripts.get("total", 0):
-            raise InputError(missing)
-        self.parts = [] if missing else self.parts
-        names = [*self.sample.genes, *self.sample.controls]
-        self.categories = pd.Index(names)
-        if not self.categories.is_unique:
-            raise InputError(f"sample.json: names given twice among genes and controls: {sorted(self.categories[self.categories.duplicated()])[:5]}.")
-
-    def batches(self, columns: list[str], band_um: tuple[float, float] = (-np.inf, np.inf)) -> Iterator[pa.RecordBatch]:
-        """Batches of the parts that may hold points with a y in `band_um` (µm from the mosaic's top edge)."""
-        ends = self.sample.transcript_bands_um
-        for i, part in enumerate(self.parts):
-            starts_below = i > 0 and ends[i - 1] - _BAND_SLACK_UM > band_um[1]
-            ends_above = i < len(ends) - 1 and ends[i] + _BAND_SLACK_UM < band_um[0]
-            if starts_below or ends_above:
-                continue
-            with pq.ParquetFile(part) as file:
-                yield from file.iter_batches(_BATCH_ROWS, columns=columns)
-
-    def codes(self, genes: pa.Array) -> np.ndarray:
-        """int32: place of each gene in `categories`."""
-        if not pa.types.is_dictionary(genes.type):
-            genes = genes.dictionary_encode()
-        table = self.categories.get_indexer(pd.Index(genes.dictionary.to_pylist()))
-        used = np.asarray(genes.indices.to_numpy(zero_copy_only=False))
-        codes = table[used] if len(used) else np.empty(0, np.int64)
-        if (codes < 0).any():
-            unknown = genes.dictionary.to_pylist()[int(used[codes < 0][0])]
-            raise InputError(f"{self.store}: the transcripts name {unknown!r}, which sample.json knows neither as a gene nor as a control; run convert again.")
-        return codes.astype(np.int32)
 
 
 @dataclass
@@ -268,19 +172,11 @@ class _Cutter:
 def _tissue(sample: Sample, image: StainImage, points: Points, min_transcripts: int) -> tuple[TissueGrid, dict[str, int]]:
     """Where tissue is, and the sample's transcripts of each gene (found in the same pass)."""
     size_um = sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um
-    shape = grid_shape(size_um)
-    counts = np.zeros(shape, np.int64)
-    per_gene = np.zeros(len(points.categories), np.int64)
-    for batch in points.batches(["x", "y", "gene", "is_control"]):
-        genes = ~batch["is_control"].to_numpy(zero_copy_only=False)
-        at = apply_affine(sample.affine, np.column_stack([batch["x"].to_numpy(), batch["y"].to_numpy()])[genes]) * sample.pixel_size_um
-        counts += count_in_squares(at[:, 1], at[:, 0], shape)
-        per_gene += np.bincount(points.codes(batch["gene"])[genes], minlength=len(per_gene))
+    counts, genes = points.survey()
     level = image.coarsest(size_um[0] / _COARSE_UM)
     nucleus = sample.nucleus
     stained = stained_squares(lambda box: image.read(nucleus.name, box, level), image.shape(level), size_um, nucleus.high)
-    # Names of genes come first in the categories.
-    return find_tissue(counts, stained, min_transcripts, size_um), dict(zip(sample.genes, per_gene.tolist(), strict=False))
+    return find_tissue(counts, stained, min_transcripts, size_um), genes
 
 
 def _write_overview(path: Path, image: StainImage, sample: Sample) -> None:
