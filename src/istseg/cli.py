@@ -508,6 +508,49 @@ def coexpression(
 
 
 @app.command()
+def stress(
+    sample_json: Annotated[Path, typer.Option(**Existing)],
+    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert or export; it is only read.")],
+    model: Annotated[Path, typer.Option(help="Weights (.safetensors, or .pt of the published package).")],
+    out: Out,
+    model_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the weights must have.")] = None,
+    region: Annotated[Optional[str], typer.Option(help="`x0,y0,x1,y1` in µm, at most 1000 µm wide. Default: the box with the most transcripts.")] = None,
+    side_um: Annotated[float, typer.Option(min=50, max=1000, help="Side of that box.")] = 250.0,
+    contours: Annotated[
+        str, typer.Option(help="Shares of the contour that are removed in every membrane stain, each at its own place; `none`.")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    cells: Annotated[float, typer.Option(min=0, max=1, help="Share of the cells whose contour is broken.")] = 0.3,
+    vendor_cells: Annotated[
+        Optional[Path], typer.Option(**Existing, help="`vendor_cells.parquet`: whose contours are broken. Default: those of the clean segmentation.")
+    ] = None,
+    rna: Annotated[str, typer.Option(help="Shares of the transcripts that are kept; `none`.")] = "0.9,0.8,0.7,0.6,0.5",
+    dim: Annotated[str, typer.Option(help="Shares of the membrane stains' light that are left; `none`.")] = "0.5,0.25,0.1",
+    blur: Annotated[str, typer.Option(help="Blurs of the membrane stains (sigma, µm); `none`.")] = "0.5,1,2",
+    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
+    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
+    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
+    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    spurious_percentile: Annotated[float, typer.Option(min=0, max=50)] = 5.0,
+    working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm.")] = DEFAULT_WORKING_UM,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
+    device: Device = "cpu",
+    precision: PrecisionOption = Precision.auto,
+    seed: Seed = 0,
+) -> None:
+    """Make a region of a sample worse, step by step, and tell how the segmentation holds up."""
+    from istseg.stages import stress as stage
+    from istseg.teachers.watershed import Sizes
+
+    stage.run(
+        sample_json=sample_json, zarr=zarr, model=model, out=out, model_sha256=model_sha256, region=region, side_um=side_um,
+        levels={"contours": _numbers("--contours", contours), "dim": _numbers("--dim", dim), "blur": _numbers("--blur", blur), "rna": _numbers("--rna", rna)},
+        cells=cells, vendor_cells=vendor_cells, sizes=Sizes(nucleus_diameter_um=nucleus_diameter_um, min_nucleus_area_um2=min_nucleus_area_um2),
+        contain=contain, intersect=intersect, spurious_percentile=spurious_percentile, working_um=working_um, batch_size=batch_size, device=device,
+        precision=precision.value, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
 def pretrain(
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the model.")] = "pretrained",
@@ -572,6 +615,15 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, Path]:
     if wrong:
         raise InputError([f"--{option} {text}: write it as name=path." for text in wrong])
     return {name: Path(path) for name, _, path in (text.partition("=") for text in texts or [])}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    if text.strip().lower() == "none":
+        return []
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: must be numbers separated by commas, or `none`.") from None
 
 
 def main() -> None:

@@ -55,11 +55,18 @@ def count(nuclei: np.ndarray, cells: np.ndarray, contain: float = 0.95, intersec
     """
     result = NucleusCounts(*(np.zeros(n, np.int32) for n in (len(cells), len(cells), len(nuclei), len(nuclei))))
     for start in range(0, len(nuclei), _CHUNK):
-        pairs = rules.from_polygons(nuclei[start : start + _CHUNK], cells)
-        for hit, of_cell, of_nucleus in (
-            (pairs.fraction >= contain, result.contained, result.containing_cells),
-            (pairs.fraction > intersect, result.intersected, result.intersecting_cells),
-        ):
-            of_cell += np.bincount(pairs.cell[hit], minlength=len(cells)).astype(np.int32)
-            of_nucleus += np.bincount(pairs.nucleus[hit] + start, minlength=len(nuclei)).astype(np.int32)
+        part = of_overlaps(rules.from_polygons(nuclei[start : start + _CHUNK], cells), contain, intersect)
+        result.contained += part.contained
+        result.intersected += part.intersected
+        result.containing_cells[start : start + _CHUNK] = part.containing_cells
+        result.intersecting_cells[start : start + _CHUNK] = part.intersecting_cells
     return result
+
+
+def of_overlaps(pairs: rules.Overlaps, contain: float = 0.95, intersect: float = 0.05) -> NucleusCounts:
+    """Count from the overlaps of polygons or of label images."""
+    n_nuclei, n_cells = len(pairs.nucleus_area), len(pairs.cell_area)
+    hits = pairs.fraction >= contain, pairs.fraction > intersect
+    by_cell = [np.bincount(pairs.cell[hit], minlength=n_cells).astype(np.int32) for hit in hits]
+    by_nucleus = [np.bincount(pairs.nucleus[hit], minlength=n_nuclei).astype(np.int32) for hit in hits]
+    return NucleusCounts(*by_cell, *by_nucleus)

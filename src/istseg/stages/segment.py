@@ -73,13 +73,7 @@ def run(
     network, card = weights.load(model, model_sha256)
     read = _read_all(tiles, card)
     predictor = Predictor(network, card, place, choose_precision(precision, place))
-    parameters = {
-        "logit_threshold": card.logit_threshold if logit_threshold is None else logit_threshold,
-        "min_flow": card.min_flow if min_flow is None else min_flow,
-        "flow_error": flow_error,
-        "min_cell_area_um2": min_cell_area_um2,
-        "flow_steps": flow_steps,
-    }
+    parameters = filter_of(card, logit_threshold, min_flow, flow_error, min_cell_area_um2, flow_steps)
     method = {
         "model": card.name,
         "model_sha256": card.sha256,
@@ -102,6 +96,24 @@ def run(
             unfinished = finisher.submit(_finish, tile, labels, field, record, Path(out), seconds)
         if unfinished:
             unfinished.result()
+
+
+def filter_of(
+    card: weights.ModelCard,
+    logit_threshold: float | None = None,
+    min_flow: float | None = None,
+    flow_error: float = 0.9,
+    min_cell_area_um2: float = 12.8,
+    flow_steps: int = 60,
+) -> dict[str, float]:
+    """Parameters of `predict_tile`, the model card's where they are None; the other defaults are the command's."""
+    return {
+        "logit_threshold": card.logit_threshold if logit_threshold is None else logit_threshold,
+        "min_flow": card.min_flow if min_flow is None else min_flow,
+        "flow_error": flow_error,
+        "min_cell_area_um2": min_cell_area_um2,
+        "flow_steps": flow_steps,
+    }
 
 
 def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
