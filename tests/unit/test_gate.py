@@ -9,7 +9,8 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.patches import Patch
-from istseg.network.gate import MIN_CELLS, Tally, compare, decide, foregone, judge, noise
+from istseg.network.gate import compare, decide, foregone, noise
+from istseg.network.tally import MIN_CELLS, Tally, judge
 from training_fixtures import STRIDE, patch_of, tissue
 
 SIZE = 96

@@ -16,7 +16,7 @@ import torch
 from istseg.artifacts.files import sha256, whole, write_json
 from istseg.artifacts.patches import Patch
 from istseg.errors import InputError
-from istseg.network import gate, training, weights
+from istseg.network import gate, tally, training, weights
 from istseg.network.card import ModelCard
 from istseg.network.coexpression import patch_colours
 from istseg.network.dataset import PatchRef, PatchStore, Split, TooFewPatches, find_patches, gene_counts, split, thin
@@ -107,7 +107,7 @@ def run(
         parts = split(refs, validation_fraction, holdout_fraction, seed)
         if base != weights.SCRATCH:
             with computing_in(arithmetic):
-                before = gate.evaluate(model, card, parts.holdout, place, "gate: base")
+                before = tally.evaluate(model, card, parts.holdout, place, "gate: base")
             if reason := gate.foregone(before):
                 _write_untrained(out, name, Path(base), card, found, reason, before, parts.holdout)
                 return
@@ -137,7 +137,7 @@ def run(
     with computing_in(arithmetic):
         fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
         model.load_state_dict(weights.rounded(fitted.state))
-        after = gate.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
+        after = tally.evaluate(model, card, parts.holdout, place, "gate: fine-tuned")
     accepted, reason = (True, "trained from scratch: there is no base to keep") if before is None else gate.decide(before, after)
     log.info(reason)
     samples = sorted({ref.sample for ref in refs})
@@ -275,13 +275,13 @@ def _decision(
     name: str,
     accepted: bool,
     reason: str,
-    before: dict[str, gate.Tally] | None,
-    after: dict[str, gate.Tally] | None,
+    before: dict[str, tally.Tally] | None,
+    after: dict[str, tally.Tally] | None,
     holdout: Sequence[PatchRef],
 ) -> dict[str, Any]:
     """Content of `decision.json`; `before` is None from scratch, `after` without a training, both where nothing was held out."""
     sides = {"base": before or {}, "finetuned": after or {}}
-    figures = {side: gate.pool(tallies).figures() if tallies else {} for side, tallies in sides.items()}
+    figures = {side: tally.pool(tallies).figures() if tallies else {} for side, tallies in sides.items()}
     judged = sorted({ref.sample for ref in holdout})
     return {
         "samples": samples,
@@ -291,10 +291,10 @@ def _decision(
         **figures,
         "by_sample": {sample: {side: tallies[sample].figures() if tallies else {} for side, tallies in sides.items()} for sample in judged},
         "margin": gate.MARGIN,
-        "noise": gate.noise(gate.pool(before), gate.pool(after)) if before and after else {},
+        "noise": gate.noise(tally.pool(before), tally.pool(after)) if before and after else {},
         "guards": {name: margin for name, (_, margin) in gate.GUARDS.items()},
         "holdout_patches": [f"{ref.sample} w{ref.window[0]}_{ref.window[1]}" for ref in holdout],
-        "stand_ins_and_nuclei_known": gate.nuclei_known(holdout),
+        "stand_ins_and_nuclei_known": tally.nuclei_known(holdout),
     }
 
 
@@ -305,7 +305,7 @@ def _write_untrained(
     card: ModelCard,
     found: Sequence[PatchRef],
     reason: str,
-    before: dict[str, gate.Tally] | None = None,
+    before: dict[str, tally.Tally] | None = None,
     holdout: Sequence[PatchRef] = (),
 ) -> None:
     """The base as the result, without a try."""
