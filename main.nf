@@ -55,6 +55,8 @@ workflow {
                 baysor: params.baysor ? file(params.baysor, glob: false).toString() : 'baysor',
                 exports: params.exports != 'none',
                 limits: limits,
+                marker_pairs: params.marker_pairs ? file(params.marker_pairs, glob: false) : [],
+                markers: params.markers ? file(params.markers, glob: false) : [],
             ],
         )
 

@@ -30,7 +30,7 @@ workflow ISTSEG {
     main:
     listed = samples.toList()
     annotated = annotations.filter { meta, truth, unit -> truth }.toList()
-    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits)
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits, options.marker_pairs, options.markers)
 
     // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
     CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })
@@ -83,9 +83,13 @@ workflow ISTSEG {
     ASSIGN(cells.combine(CONVERT.out.sample, by: 0).combine(CONVERT.out.transcripts, by: 0))
     ASSESS(
         ASSIGN.out.counts
+            .join(ASSIGN.out.transcripts, by: [0, 1])
+            .map { meta, segmentation, counts, table -> [meta, segmentation, counts + [table]] }
             .join(cells.map { meta, segmentation, polygons, image, table -> [meta, segmentation, polygons] }, by: [0, 1])
             .join(made, by: [0, 1])
-            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0)
+            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0),
+        options.marker_pairs,
+        options.markers,
     )
     // What was assigned of each sample, once no task of ASSIGN is left: a segmentation that failed is not waited for. Sorted, so that -resume finds the task.
     assigned = cells.map { values -> values.take(3) }

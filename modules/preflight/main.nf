@@ -3,7 +3,7 @@
  *
  * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; ids of those with annotated cells and these in the same order; all parameters as JSON;
  *      nextflow_schema.json;
- *      base model, weights of the teacher cellpose and limits of the report's checks, each [] where there are none
+ *      base model, weights of the teacher cellpose, limits of the report's checks, lists of genes, each [] where there are none
  * out  preflight.json: the resolved samples
  */
 process PREFLIGHT {
@@ -23,6 +23,8 @@ process PREFLIGHT {
     path nuclei_weights, stageAs: 'input/nuclei_weights'
     path cyto_weights, stageAs: 'input/cyto_weights'
     path limits, stageAs: 'input/limits.yaml'
+    path marker_pairs, stageAs: 'input/marker_pairs.csv'
+    path markers, stageAs: 'input/markers.csv'
 
     output:
     path 'preflight.json', emit: json
@@ -43,6 +45,8 @@ process PREFLIGHT {
         nuclei_weights ? "--nuclei-weights ${nuclei_weights}" : '',
         cyto_weights ? "--cyto-weights ${cyto_weights}" : '',
         limits ? "--limits ${limits}" : '',
+        marker_pairs ? "--marker-pairs ${marker_pairs}" : '',
+        markers ? "--markers ${markers}" : '',
     ].join(' ')
     // As base64 because values of users may hold anything; as a value and not a file so that -resume compares the content.
     def encoded = settings.getBytes('UTF-8').encodeBase64().toString()

@@ -117,6 +117,8 @@ def preflight(
     programs: Annotated[
         Optional[Path], typer.Option(help="Folder of the comparators' programs (`make comparators`); left out where they are containers.")
     ] = None,
+    marker_pairs: Annotated[Optional[Path], typer.Option(help="Pairs of genes that exclude each other.")] = None,
+    markers: Annotated[Optional[Path], typer.Option(help="Markers of cell types.")] = None,
 ) -> None:
     """Check samples, parameters, weights and machine before any work: all problems at once."""
     from istseg.stages import preflight as stage
@@ -124,7 +126,7 @@ def preflight(
     stage.run(
         samplesheet=samplesheet, out=out, raw=_pairs("raw", raw), annotations=_pairs("annotations", annotations), params=params, schema=schema,
         device=device, disk=disk, model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
-        programs=programs,
+        programs=programs, marker_pairs=marker_pairs, markers=markers,
     )  # fmt: skip
 
 
@@ -330,7 +332,7 @@ def assign(
 def assess(
     sample_json: Annotated[Path, typer.Option(**Existing)],
     tiles: Annotated[Path, typer.Option(**Existing, help="Folder `tiles/` of the sample.")],
-    counts: Annotated[Path, typer.Option(**Existing, help="Folder of assign: `counts.h5ad`, `assign.json`.")],
+    counts: Annotated[Path, typer.Option(**Existing, help="Folder of assign: `counts.h5ad`, `transcripts.parquet`, `assign.json`.")],
     cells: Annotated[Path, typer.Option(**Existing, help="`<segmentation>.cells.parquet`.")],
     nuclei: Annotated[Path, typer.Option(**Existing, help="`nuclei.parquet`.")],
     thresholds: Annotated[Path, typer.Option(**Existing)],
@@ -341,6 +343,10 @@ def assess(
     umap_cells: Annotated[int, typer.Option(min=0, help="At most so many cells in the UMAP; 0 for none.")] = 20000,
     crops: Annotated[int, typer.Option(min=0, help="Example pictures per flag.")] = 6,
     merge_json: Annotated[Optional[Path], typer.Option(**Existing, help="`merge.json`: says how the segmentation was made; kept in `uns`.")] = None,
+    marker_pairs: Annotated[
+        Optional[Path], typer.Option(**Existing, help="CSV (gene_a, gene_b): genes that exclude each other. Default: found from the nuclei.")
+    ] = None,
+    markers: Annotated[Optional[Path], typer.Option(**Existing, help="CSV (gene, cell_type): markers, for the marker purity.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Flag spurious and inconsistent cells and measure the segmentation."""
@@ -348,7 +354,8 @@ def assess(
 
     stage.run(
         sample_json=sample_json, tiles=tiles, counts=counts, cells=cells, nuclei=nuclei, thresholds=thresholds, segmentation=segmentation, out=out,
-        contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, merge_json=merge_json, seed=seed,
+        contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, merge_json=merge_json, marker_pairs=marker_pairs, markers=markers,
+        seed=seed,
     )  # fmt: skip
 
 

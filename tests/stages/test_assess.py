@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 from PIL import Image
 
 import result_fixtures as fx
@@ -199,6 +200,44 @@ def tissue(root, n=12):
     """Cells on a lattice with expression that follows their column."""
     grid = np.array([[x, y] for x in np.linspace(8, 112, n) for y in np.linspace(8, 92, 8)])
     return fx.make(root, grid, radius=3.5, n_transcripts=20000, genes=[f"g{i}" for i in range(12)])
+
+
+def test_purity_and_reproducibility_are_those_of_the_transcripts(tmp_path):
+    """Columns of cells alternate between two kinds, which share no gene."""
+    world = tissue(tmp_path)
+    kind = (world.cells["centroid_x_um"] - fx.ORIGIN_UM[0]).rank(method="dense").astype(int) % 2
+    points = world.points
+    owner = shapely.STRtree(world.cells.geometry.to_numpy()).query(shapely.points(points[["x", "y"]].to_numpy()), predicate="intersects")
+    cell = np.full(len(points), -1)
+    cell[owner[0]] = owner[1]
+    gene = points["gene"].cat.codes.to_numpy() % 6 + 6 * np.where(cell >= 0, kind.to_numpy()[cell], 0)
+    gene = np.where(points["is_control"], points["gene"].cat.codes, gene)
+    table = points.assign(gene=np.array(points["gene"].cat.categories)[gene])
+    table["gene"] = table["gene"].astype(points["gene"].dtype)
+    for path in world.paths["points"].iterdir():
+        path.unlink()
+    table.to_parquet(world.paths["points"] / "part.0.parquet", index=False)
+    (tmp_path / "markers.csv").write_text("gene,cell_type\ng0,left\ng7,right\ng1,left\n")
+    adata, metrics = go(world, tmp_path / "a", labels=False, markers=tmp_path / "markers.csv")
+    assert metrics.purity["mecr"] == 0 and metrics.purity["n_pairs"] == 36 and metrics.purity["foreign_beside"] == 0
+    assert all(int(a[1:]) // 6 != int(b[1:]) // 6 for a, b in metrics.purity["pairs"])
+    assert metrics.purity["marker_purity"] == 1 and metrics.reproducibility["half_cells"] > 50
+    totals = metrics.transcripts
+    wanted = (totals["controls_in_cells"] / totals["controls"]) / ((totals["in_cells"] + totals["in_cells_outside_image"]) / totals["total"])
+    assert metrics.purity["control_enrichment"] == pytest.approx(wanted)
+    assert metrics.reproducibility["half_correlation"] > 0.5 and metrics.reproducibility["nuclear_correlation"] > 0.4
+    assert metrics.seams["fov"] is None
+
+    # The same tissue cut half a cell to the right: every cell is a mixture of two kinds.
+    shifted = [shapely.affinity.translate(c, (112 - 8) / 11 / 2, 0).buffer(2) for c in world.cells.geometry]
+    cells_file.write(world.paths["cells"], cells_file.frame(world.cells["cell_id"].tolist(), np.array(shifted, object)))
+    _, mixed = go(world, tmp_path / "b", labels=False, markers=tmp_path / "markers.csv")
+    assert mixed.purity["pairs"] == metrics.purity["pairs"], "pairs are of the sample, not of the segmentation"
+    assert mixed.purity["mecr"] > 0.2 and mixed.purity["contamination"] != 0 and mixed.purity["marker_purity"] < 0.9
+    assert mixed.reproducibility["half_correlation"] < metrics.reproducibility["half_correlation"]
+    (tmp_path / "pairs.csv").write_text("gene_a,gene_b\ng0,g6\n")
+    _, given = go(world, tmp_path / "c", labels=False, marker_pairs=tmp_path / "pairs.csv")
+    assert given.purity["pairs"] == [["g0", "g6"]] and given.purity["n_pairs"] == 1 and "marker_purity" not in given.purity
 
 
 @pytest.mark.slow

@@ -204,22 +204,24 @@ def test_weights_are_opened_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "staged_nuclei").write_bytes(b"no weights")
     values = {
         "input": "sheet.csv", "teacher": "cellpose", "base_model": "s3://models/cut.safetensors", "nuclei_weights": "/models/nuclei",
-        "cyto_weights": "/models/cyto", "cyto_sha256": "ab" * 32, "qc_thresholds": "limits.yaml",
+        "cyto_weights": "/models/cyto", "cyto_sha256": "ab" * 32, "qc_thresholds": "limits.yaml", "marker_pairs": "pairs.csv", "markers": "pairs.csv",
     }  # fmt: skip
     (tmp_path / "p.json").write_text(json.dumps(values))
     (tmp_path / "staged_cyto").write_bytes(b"no weights either")
     (tmp_path / "limits.yaml").write_text("no_such_check: {look: 1}\n")
+    (tmp_path / "pairs.csv").write_text("gene,other\n")
     with pytest.raises(InputError) as caught:
         preflight.run(
             samplesheet=path, out=tmp_path / "out", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json",
             model=tmp_path / "cut.safetensors", nuclei_weights=tmp_path / "staged_nuclei", cyto_weights=tmp_path / "staged_cyto",
-            limits=tmp_path / "limits.yaml",
+            limits=tmp_path / "limits.yaml", marker_pairs=tmp_path / "pairs.csv", markers=tmp_path / "pairs.csv",
         )  # fmt: skip
     text = "\n".join(caught.value.problems)
     assert "s3://models/cut.safetensors: is not a safetensors file" in text
     assert "/models/nuclei: cannot be read as Cellpose weights" in text
     assert "/models/cyto: has the sha256" in text
     assert "--qc_thresholds: " in text and "no_such_check" in text
+    assert "--marker_pairs: pairs.csv: lacks the columns gene_a, gene_b" in text and "--markers: pairs.csv: lacks the columns cell_type" in text
     assert str(tmp_path) not in text, "people know the paths they wrote"
     assert not (tmp_path / "out" / "preflight.json").exists()
 

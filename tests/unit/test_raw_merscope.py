@@ -170,6 +170,29 @@ def test_transcripts_in_blocks_equal_the_table(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_allclose(np.concatenate([b["x"].to_numpy() for b in blocks]), truth["transcripts"]["global_x"])
 
 
+def test_fields_of_view_are_where_their_transcripts_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from istseg.raw import merscope, tables
+
+    truth = fx.merscope(tmp_path, n=3000)
+    px, py = truth["px"], truth["py"]
+    left = px < np.median(px)
+    frame = truth["transcripts"].assign(fov=np.where(left, "7", "12"))
+    frame.loc[frame.index[:20], "fov"] = "3"
+    fx.write_table(frame, tmp_path / "detected_transcripts.csv")
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 20_000)
+    reader = open_raw("merscope", tmp_path, Options())
+    reader.inspect()
+    assert len(list(reader.transcripts())) > 1
+    boxes = reader.facts.details["fov_boxes_px"]
+    assert list(boxes) == ["7", "12"], "field 3 has too few transcripts to say where it lies"
+    rest = np.arange(len(px)) >= 20
+    for name, chosen in (("7", left & rest), ("12", ~left & rest)):
+        assert boxes[name] == pytest.approx([py[chosen].min(), px[chosen].min(), py[chosen].max(), px[chosen].max()], abs=0.51)
+    monkeypatch.setattr(merscope, "_MIN_FIELD", 5000)
+    list(reader.transcripts())
+    assert reader.facts.details["fov_boxes_px"] == {}
+
+
 def test_samples_of_a_large_table_come_from_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from istseg.raw import tables
 

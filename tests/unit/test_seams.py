@@ -51,6 +51,33 @@ def test_no_cells(index):
     assert seams.compare(*index, np.empty((0, 2)), np.empty(0)) == {"n_border": 0, "n_inside": 0, "density_ratio": None, "area_ratio": None}
 
 
+def fields(*boxes_um):
+    """Boxes y0, x0, y1, x1 in µm from the corner → working pixels."""
+    return np.array(boxes_um, float) / fx.WORKING_UM
+
+
+def test_planted_seam_between_fields(index):
+    xy = even(60_000, np.random.default_rng(2))
+    local = xy - fx.ORIGIN_UM
+    # Two fields that overlap by 8 µm, x 0 to 64 and 56 to 120: within 10 µm of both lies x from 46 to 74.
+    near = (local[:, 0] >= 46) & (local[:, 0] < 74)
+    keep = ~near | (np.arange(len(xy)) % 4 > 0)
+    found = seams.compare_fields(*index, fields([0, 0, 100, 64], [0, 56, 100, 120]), xy[keep], np.where(near, 40.0, 50.0)[keep])
+    assert found["density_ratio"] == pytest.approx(0.75, abs=0.04) and found["area_ratio"] == pytest.approx(0.8, abs=0.02)
+    assert found["n_border"] + found["n_inside"] == keep.sum() and found["n_border"] == (near & keep).sum()
+
+
+def test_fields_that_touch_lie_apart_or_are_not_known(index):
+    xy = even(60_000, np.random.default_rng(3))
+    areas = np.ones(len(xy))
+    touching = seams.compare_fields(*index, fields([0, 0, 100, 60], [0, 60, 100, 120]), xy, areas)
+    assert touching["density_ratio"] == pytest.approx(1, abs=0.04) and touching["n_border"] == pytest.approx(10_000, rel=0.05)
+    apart = seams.compare_fields(*index, fields([0, 0, 100, 40], [0, 80, 100, 120]), xy, areas)
+    assert apart == {"n_border": 0, "n_inside": pytest.approx(50_000, rel=0.05), "density_ratio": None, "area_ratio": None}, "the gap is of no field"
+    assert seams.compare_fields(*index, fields([0, 0, 100, 60]), xy, areas) is None
+    assert seams.compare_fields(*index, np.empty((0, 4)), xy, areas) is None
+
+
 def test_a_seam_is_said(index):
     import pandas as pd
 

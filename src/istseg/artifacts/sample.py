@@ -95,6 +95,11 @@ class Sample:
         """(3, 3) float64, µm → full-resolution pixel."""
         return np.asarray(self.micron_to_pixel, float)
 
+    @property
+    def field_boxes_px(self) -> np.ndarray:
+        """(n, 4) float64 y0, x0, y1, x1 of the instrument's fields of view, full-resolution pixels; empty where they are not known."""
+        return np.array(list(self.details.get("fov_boxes_px", {}).values()), float).reshape(-1, 4)
+
     def write(self, path: str | Path) -> None:
         write_json(path, asdict(self))
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 from istseg.raw import focus, tables, tiffs
 from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, wanted_planes
@@ -29,6 +31,8 @@ CONTROL = r"(?i)^blank([-_ ]|\d|$)"
 UNASSIGNED = ("-1", "0", "")
 _MAX_SHEAR = 1e-4
 _MAX_ANISOTROPY = 0.02
+_MIN_FIELD = 200
+"""Transcripts that a field of view needs so that their extent says where it lies."""
 
 
 class MerscopeSample(RawSample):
@@ -141,16 +145,20 @@ class MerscopeSample(RawSample):
     def transcripts(self) -> Iterator[pa.Table]:
         """See `RawSample.transcripts`."""
         start = 0
+        fields = _Fields()
         for block in tables.stream(self._table, self._types()):
+            if "fov" in self._columns:
+                fields.add(*(block.column(self._columns[key]) for key in ("fov", "x", "y")))
             yield self._normal(block, start)
             start += block.num_rows
+        self.facts.details["fov_boxes_px"] = fields.boxes(self.facts.micron_to_pixel)
 
     def transcript_sample(self) -> pa.Table:
         """See `RawSample.transcript_sample`."""
         return self._normal(tables.sample(self._table, self._types()), 0)
 
     def _types(self) -> dict[str, pa.DataType]:
-        text = {"gene", "cell"}
+        text = {"gene", "cell", "fov"}
         return {column: pa.string() if key in text else pa.float64() for key, column in self._columns.items()}
 
     def _normal(self, block: pa.Table, start: int) -> pa.Table:
@@ -180,6 +188,33 @@ class MerscopeSample(RawSample):
         if note:
             self.facts.warnings.append(note)
         return ids, polygons, counts
+
+
+class _Fields:
+    """Where the fields of view lie: the extent of their transcripts, because no file of a region says it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[np.ndarray, int]] = {}
+
+    def add(self, fov: pa.ChunkedArray, x: pa.ChunkedArray, y: pa.ChunkedArray) -> None:
+        """Take a block of rows."""
+        table = pd.DataFrame({"fov": fov.to_pandas(), "x": x.to_numpy(), "y": y.to_numpy()})
+        extent = table.groupby("fov", sort=False).agg(x0=("x", "min"), y0=("y", "min"), x1=("x", "max"), y1=("y", "max"), n=("x", "size"))
+        for name, *box, n in extent.itertuples():
+            box = np.array(box) * [1, 1, -1, -1]
+            known, before = self._known.get(name, (box, 0))
+            self._known[name] = np.fmin(known, box), before + n
+
+    def boxes(self, micron_to_pixel: np.ndarray) -> dict[str, list[int]]:
+        """Field → [y0, x0, y1, x1] in mosaic pixels; of fields with few transcripts the extent says little, they are left out."""
+        found = {}
+        for name in sorted(self._known, key=_natural):
+            box, n = self._known[name]
+            if n < _MIN_FIELD or not np.isfinite(box).all():
+                continue
+            (x0, y0), (x1, y1) = apply_affine(micron_to_pixel, np.array([box[:2], -box[2:]]))
+            found[name] = [round(float(v)) for v in (y0, x0, y1, x1)]
+        return found
 
 
 def find_region(root: Path) -> Path:
@@ -320,7 +355,7 @@ def _transcript_columns(path: Path, problems: list[str]) -> dict[str, str]:
     except InputError as error:
         problems += error.problems
         return {}
-    wanted = {"x": ("global_x",), "y": ("global_y",), "z": ("global_z",), "gene": ("gene",), "cell": ("cell_id", "EntityID")}
+    wanted = {"x": ("global_x",), "y": ("global_y",), "z": ("global_z",), "gene": ("gene",), "cell": ("cell_id", "EntityID"), "fov": ("fov",)}
     columns = {key: tables.find_column(names, *options) for key, options in wanted.items()}
     missing = [wanted[key][0] for key in ("x", "y", "gene") if columns[key] is None]
     if missing:

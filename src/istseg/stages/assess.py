@@ -1,7 +1,7 @@
 """Stage `assess`: flags spurious and inconsistent cells and measures a segmentation, whoever made it.
 
-In: the counts of `assign`, the cells, the nuclei, the thresholds, the tiles.
-Out: `counts.h5ad` with flags in `obs`, `metrics.json`, `overview.png`, `crops/*.png`. Images are read tile by tile.
+In: the counts and transcripts of `assign`, the cells, the nuclei, the thresholds, the tiles; lists of genes where there are any.
+Out: `counts.h5ad` with flags in `obs`, `metrics.json`, `overview.png`, `crops/*.png`. Images are read tile by tile, transcripts once by row group.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pandas as pd
 from istseg import __version__
 from istseg import counts as counts_file
 from istseg.artifacts import cells as cells_file
+from istseg.artifacts import markers as marker_lists
+from istseg.artifacts.assigned import AssignedTranscripts
 from istseg.artifacts.files import read_json
 from istseg.artifacts.metrics import FLAGS, Metrics
 from istseg.artifacts.sample import Sample, apply_affine
@@ -24,7 +26,7 @@ from istseg.artifacts.thresholds import Thresholds
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
 from istseg.qc import crops as crop_pictures
-from istseg.qc import embedding, flags, measure, overview, seams, summary
+from istseg.qc import embedding, flags, measure, overview, profiles, purity, seams, summary
 from istseg.qc import nuclei as nucleus_counts
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def run(
     umap_cells: int = 20000,
     crops: int = 6,
     merge_json: Path | None = None,
+    marker_pairs: Path | None = None,
+    markers: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Assess one segmentation of one sample.
@@ -51,7 +55,7 @@ def run(
     Parameters
     ----------
     counts
-        Folder of `assign`.
+        Folder of `assign`: `counts.h5ad`, `transcripts.parquet`, `assign.json`.
     contain, intersect
         T_contain and T_intersect, shares of a nucleus's area.
     umap_cells
@@ -60,6 +64,10 @@ def run(
         Example pictures per flag.
     merge_json
         `merge.json`, which says how the segmentation was made; it does not know the vendor's.
+    marker_pairs
+        Pairs of genes that exclude each other (`artifacts/markers.py`); without it they are found from the nuclei (`qc.purity.exclusive_pairs`).
+    markers
+        Markers of cell types; without it marker purity is not measured.
 
     Raises
     ------
@@ -75,6 +83,8 @@ def run(
     cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
     adata = _read_counts(counts / "counts.h5ad")
     _check(sample, index, limits, assigned, segmentation, adata, cell_table)
+    given_pairs = marker_lists.read_pairs(marker_pairs, sample.genes) if marker_pairs else None
+    marker_table = marker_lists.read_markers(markers, sample.genes) if markers else None
 
     shapes, nucleus_shapes = nucleus_counts.valid_polygons(cell_table.geometry), nucleus_counts.valid_polygons(nucleus_table.geometry)
     overlaps = nucleus_counts.count(nucleus_shapes, shapes, contain, intersect)
@@ -88,7 +98,19 @@ def run(
 
     pixels = apply_affine(sample.affine, centroids)
     in_image = ((pixels >= 0) & (pixels < [sample.width_px, sample.height_px])).all(axis=1)
-    border = seams.compare(tiles, index, centroids, cell_table["area_um2"].to_numpy(float))
+    areas = cell_table["area_um2"].to_numpy(float)
+    border = seams.compare(tiles, index, centroids, areas)
+    boxes_wpx = sample.field_boxes_px * (sample.pixel_size_um / index.working_um)
+    border["fov"] = seams.compare_fields(tiles, index, boxes_wpx, centroids, areas)
+    parts = profiles.gather(AssignedTranscripts(counts / "transcripts.parquet", cell_table["cell_id"], sample.genes), adata.shape, nucleus_shapes)
+    whole = (overlaps.contained == 1) & (overlaps.intersected == 1)
+    agreement = profiles.halves(parts.half, adata.X, seed) | profiles.nuclear(parts.nuclear, adata.X, whole, centroids)
+    pairs = purity.exclusive_pairs(parts.nuclei) if given_pairs is None else given_pairs
+    purities = purity.controls(assigned["transcripts"], len(sample.genes), len(sample.controls)) | purity.exclusive(adata.X, pairs)
+    purities |= purity.contamination(adata.X, pairs, centroids)
+    purities["pairs"] = [[sample.genes[i] for i in pair] for pair in pairs.tolist()]
+    if marker_table is not None:
+        purities |= purity.markers(adata.X, sample.genes, marker_table)
     rows, umap, no_umap = embedding.embed(adata, umap_cells, seed)
     used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
     _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": limits.density_sigma_um})
@@ -110,6 +132,8 @@ def run(
         histograms=summary.histograms(adata.obs),
         thresholds=used,
         seams=border,
+        purity=purities,
+        reproducibility=agreement,
         embedding=_embedding(adata, rows, umap),
         crops=examples,
         overview=picture,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from istseg import comparators, parameters, samplesheet
 from istseg.artifacts import annotations as annotations_file
+from istseg.artifacts import markers as marker_lists
 from istseg.artifacts.annotations import Frame
 from istseg.artifacts.preflight import Preflight, Resolved
 from istseg.artifacts.sample import apply_affine
@@ -24,6 +25,7 @@ from istseg.progress import track
 from istseg.raw import open_raw, tables
 from istseg.raw.base import Facts, Options
 from istseg.raw.points import MAX_MICRON
+from istseg.report.checks import limits as report_limits
 from istseg.stages.convert import MAX_INVALID, MIN_INSIDE, WARN_INSIDE
 
 _WARN_REPEATED = 0.01
@@ -54,6 +56,8 @@ def run(
     cyto_weights: Path | None = None,
     limits: Path | None = None,
     programs: Path | None = None,
+    marker_pairs: Path | None = None,
+    markers: Path | None = None,
 ) -> None:
     """Check everything and write `preflight.json`.
 
@@ -80,6 +84,8 @@ def run(
         Where the limits of the report's checks (`qc_thresholds`) are staged.
     programs
         Folder of the comparators' programs; None where each has its container.
+    marker_pairs, markers
+        Where the lists of genes are staged; whether the samples have these genes is known only after `convert`.
 
     Raises
     ------
@@ -96,7 +102,9 @@ def run(
     weights = {"nuclei": nuclei_weights, "cyto": cyto_weights}
     _check_cellpose(weights, values, problems)
     _check_comparators(weights, programs, values, problems)
-    _check_limits(limits, values, problems)
+    _check_file(limits, "qc_thresholds", report_limits, values, problems)
+    _check_file(marker_pairs, "marker_pairs", marker_lists.read_pairs, values, problems)
+    _check_file(markers, "markers", marker_lists.read_markers, values, problems)
     samples = []
     for row in track(rows, "Samples"):
         staged = {"path": (raw or {}).get(row.sample), "annotations": (annotations or {}).get(row.sample)}
@@ -282,16 +290,14 @@ def _check_comparators(weights: Mapping[str, Path | None], programs: Path | None
     problems += comparators.problems(asked, comparators.Surroundings(values, weights, programs))
 
 
-def _check_limits(path: Path | None, values: dict[str, Any], problems: list[str]) -> None:
-    """The limits of the report's checks can be read."""
+def _check_file(path: Path | None, parameter: str, read: Callable[[Path], Any], values: dict[str, Any], problems: list[str]) -> None:
+    """A file that a parameter names can be read."""
     if path is None:
         return
-    from istseg.report import checks
-
     try:
-        checks.limits(path)
+        read(path)
     except InputError as error:
-        problems += [f"--qc_thresholds: {as_written(text, path, values.get('qc_thresholds'))}" for text in error.problems]
+        problems += [f"--{parameter}: {as_written(text, path, values.get(parameter))}" for text in error.problems]
 
 
 def estimate_disk(facts: Facts, working_um: float) -> int:
