@@ -64,7 +64,7 @@ workflow {
         versions = channel.topic('versions').unique().toSortedList { a, b -> a.toString() <=> b.toString() }
         run_json = ISTSEG.out.preflight
             .combine(versions.map { all -> [all] })
-            .map { preflight, all -> ['run.json', run_record(samples, settings, schema, all, failures_of(trace))] }
+            .map { preflight, all -> ['run.json', run_record(samples, settings, schema, all, trace)] }
             .collectFile(storeDir: "${params.outdir}/pipeline_info")
         REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), limits)
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from istseg.artifacts.metrics import FLAGS, Metrics
+from istseg.artifacts.regions import Region, Regions
 from istseg.artifacts.run import Run
 from istseg.artifacts.sample import Sample, Stain
 from istseg.artifacts.thresholds import Thresholds
@@ -41,6 +42,11 @@ def write_run(folder: Path, names: list[str], platforms: tuple[str, ...] = ("mer
             },
             "changed": ["teacher", "finetune", "cell_diameter_um"],
             "defaults": {"teacher": "watershed", "finetune": "none", "cell_diameter_um": 6.5},
+            "resources": [
+                {"stage": stage, "tasks": 3, "seconds": 40.5 * k, "longest_seconds": 20.25 * k, "cpu_hours": 0.0225 * k, "peak_memory_bytes": 700_000_000 * k}
+                for k, stage in enumerate(("convert", "segment", "comparator_tiles"), 1)
+            ],
+            "container_engine": "apptainer",
             "versions": {"python": "3.11.2", "torch": "2.15.0", "cellpose": "3.1.1.3", "spatialdata": "0.7.3"},
             **more,
         },
@@ -246,7 +252,33 @@ def write_whole(folder: Path, name: str, seed: int = 0, segmentations: tuple[str
     write_thresholds(folder, name, seed)
     write_curation(folder, name)
     write_merge(folder, name)
+    write_regions(folder, name, seed, segmentations)
     return {s: write_metrics(folder, name, s, seed, **more) for s in segmentations}
+
+
+def write_regions(folder: Path, name: str, seed: int = 0, segmentations: tuple[str, ...] = ("istseg", "teacher"), side: int = 160, n: int = 2) -> None:
+    """Squares of the viewer, with cells that lie on a grid."""
+    rng = np.random.default_rng(seed)
+    out = folder / name / "regions"
+    out.mkdir(parents=True)
+    angle = np.linspace(0, 2 * np.pi, 13)
+    places = [(x, y) for y in range(16, side, 32) for x in range(16, side, 32)]
+
+    def rings(radius: float) -> list[str]:
+        return [" ".join(f"{x + radius * np.cos(a):.1f},{y + radius * np.sin(a):.1f}" for a in angle) for x, y in places]
+
+    found = Regions(name, side, 0.253)
+    for k in range(n):
+        layers = []
+        for i, (stain, role, colour) in enumerate((("DAPI", "nucleus", "#4073ff"), ("Cellbound1", "membrane", "#00b454"), ("RNA", "rna", "#ff26a6"))):
+            file = f"region{k}_{i}.png"
+            Image.fromarray(rng.integers(0, 255, (side, side), dtype=np.uint8)).save(out / file)
+            layers.append({"name": stain, "role": role, "file": file, "colour": colour})
+        ids, flags = [f"{name}_{j:07d}" for j in range(len(places))], rng.integers(0, len(FLAGS), len(places)).tolist()
+        cells = [{"name": s, "kind": "cells", "rings": rings(10 + j), "ids": ids, "flags": None if j else flags} for j, s in enumerate(segmentations)]
+        nuclei = {"name": "nuclei", "kind": "nuclei", "rings": rings(5), "ids": ids, "flags": None}
+        found.regions.append(Region(["typical: like the sample", "most cells"][k % 2], (100.0 * k, 200.0), layers, [nuclei, *cells]))
+    found.write(out / "regions.json")
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

@@ -14,6 +14,7 @@ include { MERGE     } from '../modules/merge/main'
 include { ASSIGN    } from '../modules/assign/main'
 include { ASSESS    } from '../modules/assess/main'
 include { COMPARE   } from '../modules/compare/main'
+include { REGIONS   } from '../modules/regions/main'
 include { EXPORT    } from '../modules/export/main'
 include { COMPARATORS   } from './comparators'
 include { whole_samples } from './batches'
@@ -98,8 +99,9 @@ workflow ISTSEG {
         .groupTuple()
         .map { meta, all -> [meta] + all.toSorted { one -> one[0] }.transpose() }
     COMPARE(assigned.join(CONVERT.out.sample).join(annotations).filter { values -> values[1].size() > 1 || values[5] })
+    assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
+    REGIONS(assigned.map { values -> values.take(3) }.join(TILE.out.folder).join(MERGE.out.nuclei).join(assessed))
     if (options.exports) {
-        assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
         found = ASSIGN.out.transcripts.filter { meta, segmentation, table -> segmentation == 'istseg' }.map { meta, segmentation, table -> [meta, table] }
         merged = MERGE.out.istseg.join(MERGE.out.teacher).join(MERGE.out.nuclei).join(MERGE.out.labels).join(MERGE.out.record).map { values -> [values.head(), values.tail()] }
         EXPORT(CONVERT.out.sample.join(CONVERT.out.zarr).join(merged).join(assessed).join(found))
@@ -107,7 +109,7 @@ workflow ISTSEG {
 
     preflight = PREFLIGHT.out.json
     records = CONVERT.out.sample
-        .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, COMPARE.out.record, trained)
+        .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, COMPARE.out.record, REGIONS.out.folder, trained)
         .flatMap { values -> values.last() instanceof Collection ? values.last() : [values.last()] }
 
     emit:

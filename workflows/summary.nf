@@ -3,13 +3,32 @@
  */
 include { default_of ; rules_of } from './checks'
 
+// Rows of the trace as maps.
+def tasks_of(trace) {
+    def lines = trace.readLines().collect { line -> line.split('\t', -1) as List }
+    return lines.tail().collect { values -> [lines[0], values].transpose().collectEntries { pair -> pair } }
+}
+
+// What each stage took: `stage`, `tasks`, `seconds` and `cpu_hours` (as many CPUs as it asked for) of all its tasks, `longest_seconds`, `peak_memory_bytes`; in the order of their start.
+def resources_of(trace) {
+    if (!trace.exists()) {
+        return []
+    }
+    def tasks = tasks_of(trace).findAll { task -> task.status in ['COMPLETED', 'CACHED', 'FAILED'] && task.realtime != '-' }
+    return tasks.groupBy { task -> task.process.tokenize(':').last().toLowerCase() }.collect { stage, mine ->
+        def seconds = mine.collect { task -> nextflow.util.Duration.of(task.realtime).toMillis() / 1000 }
+        def memory = mine.findAll { task -> !(task.peak_rss in ['-', '0']) }.collect { task -> nextflow.util.MemoryUnit.of(task.peak_rss).toBytes() }
+        def cpu = [seconds, mine].transpose().collect { time, task -> time * (task.cpus as int) / 3600 }
+        [stage: stage, tasks: mine.size(), seconds: seconds.sum(), longest_seconds: seconds.max(), cpu_hours: cpu.sum(), peak_memory_bytes: memory ? memory.max() : null]
+    }
+}
+
 // Tasks that failed for good: `sample`, `stage`, `message`, `workdir`, `exit`. A task that succeeded on a later attempt is none.
 def failures_of(trace) {
     if (!trace.exists()) {
         return []
     }
-    def lines = trace.readLines().collect { line -> line.split('\t', -1) as List }
-    def tasks = lines.tail().collect { values -> [lines[0], values].transpose().collectEntries { pair -> pair } }
+    def tasks = tasks_of(trace)
     def done = tasks.findAll { task -> task.status in ['COMPLETED', 'CACHED'] }.collect { task -> task.name } as Set
     def last = tasks.findAll { task -> task.status == 'FAILED' && !(task.name in done) }.groupBy { task -> task.name }.values().collect { attempts -> attempts.max { task -> task.attempt as int } }
     return last.collect { task ->
@@ -30,7 +49,7 @@ def message_of(task) {
     return ([ended] + lines.takeRight(3)).join('\n')
 }
 
-def run_record(samples, settings, schema, versions, failures) {
+def run_record(samples, settings, schema, versions, trace) {
     def defaults = rules_of(schema).collectEntries { name, rule -> [name, default_of(rule)] }
     return groovy.json.JsonOutput.prettyPrint(
         groovy.json.JsonOutput.toJson(
@@ -46,7 +65,9 @@ def run_record(samples, settings, schema, versions, failures) {
                 changed: settings.findAll { name, value -> value != defaults[name] && value.toString() != defaults[name].toString() }.keySet() as List,
                 versions: versions.collectEntries { process, tool, version -> [tool, version] } + [nextflow: workflow.nextflow.version.toString()],
                 defaults: defaults.findAll { name, value -> value != null },
-                failures: failures.collect { failure -> [sample: failure.sample, stage: failure.stage, message: failure.message] },
+                failures: failures_of(trace).collect { failure -> [sample: failure.sample, stage: failure.stage, message: failure.message] },
+                resources: resources_of(trace),
+                container_engine: workflow.containerEngine,
             ]
         )
     )

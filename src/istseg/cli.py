@@ -384,6 +384,22 @@ def compare(
 
 
 @app.command()
+def regions(
+    tiles: Annotated[Path, typer.Option(**Existing, help="`tiles/` of the sample.")],
+    nuclei: Annotated[Path, typer.Option(**Existing, help="`nuclei.parquet`.")],
+    cells: Annotated[list[str], typer.Option(help="`segmentation=file`: its `*.cells.parquet`. Repeatable.")],
+    counts: Annotated[Path, typer.Option(**Existing, help="`counts.h5ad` of assess of `--segmentation`.")],
+    out: Out,
+    segmentation: Annotated[str, typer.Option(help="Whose flags choose the regions.")] = "istseg",
+    side_um: Annotated[float, typer.Option(min=20, max=500, help="Side of a region.")] = 150.0,
+) -> None:
+    """Draw a few regions as layers for the report's viewer."""
+    from istseg.stages import regions as stage
+
+    stage.run(tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=side_um)
+
+
+@app.command()
 def report(
     run_json: Annotated[Path, typer.Option(**Existing, help="`run.json`: samples, parameters, versions (see artifacts/run.py).")],
     results: Annotated[

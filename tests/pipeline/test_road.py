@@ -56,12 +56,16 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     assert {"input", "outdir", "tiles_per_task"} <= set(record.changed)
     assert "base_model" not in record.changed
     assert record.failures == []
+    resources = {row["stage"]: row for row in record.resources}
+    assert {"convert", "segment", "assess"} <= set(resources)
+    assert resources["segment"]["tasks"] == 4
+    assert all(0 <= row["longest_seconds"] <= row["seconds"] for row in record.resources)
     assert "Done after" in run.text
     if parser == "v1":
         done = tasks(run)
         assert done == {
             "PREFLIGHT": 1, "CONVERT": 2, "TILE": 2, "TEACH": 4, "CALIBRATE": 2, "CURATE": 4, "SEGMENT": 4,
-            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "COMPARE": 2, "EXPORT": 2, "REPORT": 1,
+            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "COMPARE": 2, "REGIONS": 2, "EXPORT": 2, "REPORT": 1,
         }  # fmt: skip
         assert all((run.outdir / "pipeline_info" / name).is_file() for name in ("timeline.html", "execution.html", "dag.html"))
 
@@ -134,7 +138,7 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
     flag.touch()
     again = nextflow.run(*arguments, "-resume")
     done = {(row["process"], row["tag"]) for row in again.trace() if row["status"] == "COMPLETED"}
-    assert done == {("MERGE", "b"), ("ASSIGN", "b istseg"), ("ASSESS", "b istseg"), ("EXPORT", "b"), ("REPORT", "all samples")}
+    assert done == {("MERGE", "b"), ("ASSIGN", "b istseg"), ("ASSESS", "b istseg"), ("REGIONS", "b"), ("EXPORT", "b"), ("REPORT", "all samples")}
     assert "b/istseg/counts.h5ad" in again.files()
     assert again.record()["failures"] == []
 

@@ -311,7 +311,7 @@ def test_samples_of_other_runs_are_left_out_and_said(tmp_path):
 def test_a_missing_picture_is_an_error(tmp_path):
     made.write_whole(tmp_path / "results", "s", segmentations=("istseg",), n_cells=300, n_umap=0, side=200)
     (tmp_path / "results" / "s" / "assess" / "istseg" / "overview.png").unlink()
-    with pytest.raises(InputError, match=r"overview\.png.*run assess again"):
+    with pytest.raises(InputError, match=r"overview\.png.*run its stage again"):
         write(tmp_path, made.write_run(tmp_path, ["s"]))
 
 

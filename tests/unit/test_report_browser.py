@@ -116,20 +116,50 @@ def test_the_table_sorts_by_number_and_by_name(open_page):
 
 def test_tabs_pictures_and_sections(open_page):
     page = open_page()
-    for name in ("summary", "samples", "s0", "s1", "s2", "training", "methods", "parameters", "versions", "checks"):
+    for name in ("summary", "samples", "s0", "s1", "s2", "training", "methods", "parameters", "versions", "resources", "checks"):
         assert page.locator(f"#{name}").count() == 1
-    first = page.locator("#s0 [role=tab]")
+    first = page.locator("#s0 .overviews [role=tab]")
     assert first.all_text_contents() == ["istseg", "teacher", "vendor"]
-    assert page.locator("#s0 [role=tabpanel]:visible").count() == 1
+    panels = page.locator("#s0 .overviews [role=tabpanel]:visible")
+    assert panels.count() == 1
     first.nth(0).focus()
     page.keyboard.press("ArrowRight")
     assert first.nth(1).get_attribute("aria-selected") == "true"
-    assert page.locator("#s0 [role=tabpanel]:visible").get_attribute("data-tab") == "teacher"
+    assert panels.get_attribute("data-tab") == "teacher"
     page.locator("#s0 .gallery .zoom").first.press("Enter")
     assert page.locator("#lightbox img").get_attribute("src").startswith("data:image/webp")
     page.keyboard.press("Escape")
     assert not page.locator("#lightbox").is_visible()
     assert page.locator("#s2").get_by_text("stopped at").is_visible()
+    assert page.said == []
+
+
+def test_layers_and_outlines_of_a_region_are_switched(open_page):
+    page = open_page()
+    page.locator("#s0 .layers").first.scroll_into_view_if_needed()
+    plot = page.locator("#s0 .layered").first
+    plot.locator(".imagelayer image").first.wait_for()
+    shown = "[...document.querySelector('#s0 .layered').querySelectorAll('.imagelayer image')].length"
+    boxes = page.locator("#s0 .layers").first.get_by_role("checkbox")
+    assert [boxes.nth(k).is_checked() for k in range(boxes.count())] == [True, True, False]
+    assert page.evaluate(shown) == 2
+    assert page.evaluate("getComputedStyle(document.querySelector('#s0 .layered image')).mixBlendMode") == "screen"
+    page.get_by_label("RNA").first.check()
+    page.wait_for_function(f"{shown} === 3")
+    boxes.first.press("Space")
+    page.wait_for_function(f"{shown} === 2")
+    # A new drawing, here for another theme, keeps what was switched.
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(400)
+    assert page.evaluate(shown) == 2
+    names = plot.locator(".legend .legendtext").all_text_contents()
+    assert names[0] == "nuclei"
+    assert "teacher" in names
+    assert any(name.startswith("istseg: ") for name in names)
+    lines = "document.querySelectorAll('#s0 .layered .scatterlayer path.js-line').length"
+    before = page.evaluate(lines)
+    plot.locator(".legend .traces", has_text="vendor").locator(".legendtoggle").click()
+    page.wait_for_function(f"{lines} > {before}")
     assert page.said == []
 
 

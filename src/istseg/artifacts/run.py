@@ -26,6 +26,10 @@ class Run:
         Default of each parameter, where the workflow knows it; shown beside the changed ones.
     failures
         `{"sample", "stage", "message"}` of the tasks that failed for good, where the workflow knows them.
+    resources
+        `{"stage", "tasks", "seconds", "longest_seconds", "cpu_hours", "peak_memory_bytes"}` of each stage before the report; from Nextflow's trace.
+    container_engine
+        None where programs were taken from the machine itself.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
+    resources: list[dict[str, Any]] = field(default_factory=list)
+    container_engine: str | None = None
 
     def write(self, path: str | Path) -> None:
         """Write the record."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from istseg.artifacts.files import read_json
 from istseg.artifacts.metrics import Metrics
+from istseg.artifacts.regions import Regions
 from istseg.artifacts.run import Run
 from istseg.artifacts.sample import Sample
 from istseg.artifacts.thresholds import Thresholds
@@ -41,6 +42,8 @@ class Found:
         `merge.json` as it is.
     preflight
         The sample's entry in `preflight.json`.
+    regions
+        Of the viewer, and the folder where their pictures lie.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Found:
     curation: list[dict[str, Any]] = field(default_factory=list)
     merge: dict[str, Any] | None = None
     assessed: dict[str, Assessed] = field(default_factory=dict)
+    regions: tuple[Regions, Path] | None = None
 
     @property
     def segmentations(self) -> list[str]:
@@ -139,7 +143,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _known(name: str) -> bool:
     return (
         name in _SINGLE
-        or name in ("metrics.json", "curves.json", "decision.json", "preflight.json")
+        or name in ("metrics.json", "regions.json", "curves.json", "decision.json", "preflight.json")
         or (name.startswith("curation") and name.endswith(".json"))
     )
 
@@ -174,6 +178,15 @@ def _take(path: Path, found: dict[str, Found], trainings: dict[str, Training]) -
         if known is not None and known.metrics != metrics:
             raise InputError(_twice(path, f"the segmentation {metrics.segmentation} of the sample {metrics.sample}", known.folder))
         found[metrics.sample].assessed.setdefault(metrics.segmentation, Assessed(metrics, path.parent))
+        return set()
+    if path.name == "regions.json":
+        regions = Regions.read(path)
+        if regions.sample not in found:
+            return {regions.sample}
+        known = found[regions.sample].regions
+        if known is not None and known[0] != regions:
+            raise InputError(_twice(path, f"the sample {regions.sample}", known[1]))
+        found[regions.sample].regions = known or (regions, path.parent)
         return set()
     if path.name == "preflight.json":
         return _take_preflight(path, found)

@@ -217,14 +217,14 @@ def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
         of = flag == i
         by_flag.append(
             {
-                "type": "scattergl", "mode": "markers", "name": palette.FLAG_NAMES[FLAGS[i]], "legendrank": i + 1, "x": _packed(x[of]), "y": _packed(y[of]),
+                "type": "scattergl", "mode": "markers", "name": palette.FLAG_NAMES[FLAGS[i]], "legendrank": i + 1, "x": packed(x[of]), "y": packed(y[of]),
                 "marker": {"size": size, "color": palette.FLAGS[FLAGS[i]], "opacity": 0.75}, "hovertemplate": palette.FLAG_NAMES[FLAGS[i]] + "<extra></extra>",
             }
         )  # fmt: skip
     bar = {"title": {"text": "log₁₀(n + 1)"}, "thickness": 12, "outlinewidth": 0}
     by_counts = {
-        "type": "scattergl", "mode": "markers", "x": _packed(x), "y": _packed(y), "showlegend": False,
-        "marker": {"size": size, "color": _packed(counts), "colorscale": _COUNTS, "opacity": 0.85, "colorbar": bar},
+        "type": "scattergl", "mode": "markers", "x": packed(x), "y": packed(y), "showlegend": False,
+        "marker": {"size": size, "color": packed(counts), "colorscale": _COUNTS, "opacity": 0.85, "colorbar": bar},
         "hovertemplate": "log₁₀(n + 1) = %{marker.color:.2f}<extra></extra>",
     }  # fmt: skip
     shown = f"{len(take)} of {metrics.n_cells} cells of {metrics.segmentation}"
@@ -320,7 +320,7 @@ def _short(values: Any) -> list[float]:
     return [float(f"{v:.6g}") for v in values]
 
 
-def _packed(values: np.ndarray) -> dict[str, str]:
+def packed(values: np.ndarray) -> dict[str, str]:
     """Plotly's binary form of an array (float32, little-endian, base64)."""
     return {"dtype": "f4", "bdata": base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()}
 

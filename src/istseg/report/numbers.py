@@ -13,7 +13,7 @@ def show(value: Any, kind: str) -> str:
     Parameters
     ----------
     kind
-        `count` (whole number), `share` (0 to 1, shown in %), `number`, `ratio`, `um`, `um2`, `per_um2`, `mm2` (from µm²), or `text`.
+        `count` (whole number), `share` (0 to 1, shown in %), `number`, `ratio`, `um`, `um2`, `per_um2`, `mm2` (from µm²), `seconds`, `bytes`, or `text`.
     """
     if kind == "text" or isinstance(value, (str, bool)):
         return str(value)
@@ -21,6 +21,10 @@ def show(value: Any, kind: str) -> str:
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
     if kind == "share":
         return f"{_share(100 * value)} %"
+    if kind == "seconds":
+        return _time(value)
+    if kind == "bytes":
+        return f"{_significant(value / 1e9)} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     if kind == "mm2":
         value = value / 1e6
     return f"{_significant(value)}{_UNITS.get(kind, '')}"
@@ -35,6 +39,14 @@ def limit_text(definition: dict[str, Any]) -> str:
     if definition["good"] == "at_least":
         return f"at least {show(look, kind)} (fail below {show(fail, kind)})"
     return f"at most {show(look, kind)} (fail above {show(fail, kind)})"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _share(percent: float) -> str:

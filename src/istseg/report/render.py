@@ -9,11 +9,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from istseg.artifacts.metrics import FLAGS
-from istseg.report import figures, methods, palette
+from istseg.report import figures, methods, palette, viewer
 from istseg.report.collect import MAIN, Collection, Found
 from istseg.report.numbers import limit_text, show
 from istseg.report.pictures import Budget, data_uri
@@ -121,7 +122,14 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         "umaps": [],
         "overviews": [],
         "galleries": [],
+        "regions": [],
     }
+    if found.regions:
+        regions, folder = found.regions
+        shown = [viewer.figure(regions, region, folder, budget.layer, MAIN) for region in regions.regions]
+        # Many samples with many segmentations: fewer regions of each, so that the file stays small.
+        size = np.cumsum([len(json.dumps(figure["data"])) for figure in shown])
+        view["regions"] = [keep(f"{key}-region-{k}", figure) for k, figure in enumerate(shown) if k == 0 or size[k] <= budget.outlines]
     if record["thresholds"]:
         view["density"] = keep(f"{key}-density", figures.density(record["thresholds"]))
         view["nucleus_counts"] = keep(f"{key}-nucleus-counts", figures.nucleus_counts(record["thresholds"]))

@@ -24,6 +24,7 @@ STAGES = {
     "merge": "There are no merged cells: look at the logs of `segment` and `merge`; where the GPU ran out of memory, lower `segment_batch_size`.",
     "assign": "Transcripts were not given to cells: look at the log of `assign`.",
     "assess": "Cells were merged but not assessed: look at the logs of `assign` and `assess`.",
+    "regions": "The segmentation is complete, but the report's close look was not drawn: look at the log of `regions`.",
     "export": "The segmentation is complete but was not exported: look at the log of `export`.",
 }
 """What to do when a sample got no further than a stage."""
@@ -34,7 +35,8 @@ def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) ->
 
     Returns
     -------
-    `format`, `istseg`, `run`, `verdict` (`verdict`, `n_samples`, `n_pass`, `n_look`, `n_fail`), `checks` (definitions), `samples`, `trainings`, `foreign`.
+    `format`, `istseg`, `run`, `verdict` (`verdict`, `n_samples`, `n_pass`, `n_look`, `n_fail`), `checks` (definitions),
+    `samples`, `models`, `trainings`, `foreign`.
     """
     samples = [_sample(f, collection, definitions) for f in collection.samples]
     verdicts = [s["verdict"] for s in samples]
@@ -49,6 +51,7 @@ def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) ->
         },
         "checks": definitions,
         "samples": samples,
+        "models": _models(collection.samples),
         "trainings": [_training(t) for t in collection.trainings],
         "foreign": collection.foreign,
     }
@@ -122,9 +125,38 @@ def _sample(found: Found, collection: Collection, definitions: dict[str, dict[st
         "merge": found.merge,
         "preflight": found.preflight,
         "segmentations": {name: _segmentation(found.assessed[name].metrics) for name in found.segmentations},
+        "regions": _regions(found),
         "trainings": [i for i, t in enumerate(collection.trainings) if found.name in t.samples],
         "warnings": _warnings(found),
     }
+
+
+def _models(samples: list[Found]) -> list[dict[str, Any]]:
+    """Weights that segmented, each with its samples: `{"name", "sha256", "samples"}`."""
+    used: dict[tuple[str, str], list[str]] = {}
+    for found in samples:
+        method = (found.merge or {}).get("segmentations", {}).get(MAIN, {}).get("method", {})
+        if method.get("model"):
+            used.setdefault((method["model"], method.get("model_sha256") or ""), []).append(found.name)
+    return [{"name": name, "sha256": sha256, "samples": names} for (name, sha256), names in used.items()]
+
+
+def _regions(found: Found) -> list[dict[str, Any]]:
+    """What the viewer shows, without pictures and outlines."""
+    if found.regions is None:
+        return []
+    regions, _ = found.regions
+    side_um = regions.side_px * regions.um_per_px
+    return [
+        {
+            "reason": region.reason,
+            "corner_um": list(region.corner_um),
+            "side_um": side_um,
+            "layers": [layer["name"] for layer in region.layers],
+            "outlines": {o["name"]: len(set(o["ids"])) for o in region.outlines},
+        }
+        for region in regions.regions
+    ]
 
 
 def _failure(found: Found, collection: Collection) -> dict[str, Any] | None:

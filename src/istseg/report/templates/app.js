@@ -20,7 +20,7 @@
 
   const themed = (layout) => {
     const c = colours();
-    const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+    const result = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", ...layout };
     result.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: c.ink };
     result.hoverlabel = { bgcolor: c.card, bordercolor: c.grid, font: { color: c.ink } };
     for (const key of Object.keys(layout)) {
@@ -49,12 +49,38 @@
     const layout = themed(figure.layout);
     // Paper is narrower than the screen on which the page is laid out when this is called.
     if (printing) layout.width = place.closest(".two, .three") ? HALF_PAPER_PX : PAPER_PX;
-    return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing });
+    return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing, scrollZoom: Boolean(layout.images) });
   };
   const erase = (place) => {
     Plotly.purge(place);
     place.drawn = false;
   };
+
+  // Pictures of a figure are layers: a switch for each above it. What is switched is kept in the figure, so that it outlasts a new drawing.
+  for (const place of places) {
+    const { layout, colours: tints } = figures[place.dataset.figure];
+    if (!layout.images) continue;
+    place.classList.add("layered");
+    const box = document.createElement("fieldset");
+    box.className = "layers";
+    const legend = document.createElement("legend");
+    legend.textContent = "Layers";
+    box.append(legend, ...layout.images.map((image, k) => {
+      const label = document.createElement("label");
+      const input = document.createElement("input");
+      const swatch = document.createElement("span");
+      swatch.className = "swatch";
+      swatch.style.background = tints[k];
+      Object.assign(input, { type: "checkbox", checked: image.visible });
+      input.addEventListener("change", () => {
+        image.visible = input.checked;
+        if (place.drawn) Plotly.relayout(place, { [`images[${k}].visible`]: input.checked });
+      });
+      label.append(input, swatch, image.name);
+      return label;
+    }));
+    place.before(box);
+  }
 
   // Only what is seen is drawn: a page of many samples opens at once.
   const watcher = new IntersectionObserver((entries) => {
@@ -117,7 +143,7 @@
     box.classList.add("tabbed");
     const list = document.createElement("div");
     list.setAttribute("role", "tablist");
-    list.setAttribute("aria-label", "Segmentation");
+    list.setAttribute("aria-label", box.dataset.label ?? "Segmentation");
     const tabs = panels.map((panel, k) => {
       const tab = document.createElement("button");
       Object.assign(tab, { type: "button", id: `tab-${n}-${k}`, textContent: panel.dataset.tab });

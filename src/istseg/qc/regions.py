@@ -1,0 +1,156 @@
+"""Squares of a sample worth a close look, and their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import shapely
+from PIL import Image
+
+from istseg.artifacts.metrics import FLAGS
+from istseg.artifacts.regions import Region
+from istseg.artifacts.sample import apply_affine
+from istseg.artifacts.tiles import Tile, TileIndex
+from istseg.grid import Box
+
+_SIMPLIFY_WPX = 0.5
+_COLOURS = ("#00b454", "#ff9a3c", "#c8c800", "#ff5050", "#a0a0ff")
+"""Of membrane stains in their order; the nucleus stain is blue, RNA magenta."""
+_NUCLEUS_COLOUR, _RNA_COLOUR = "#4073ff", "#ff26a6"
+_RNA_SIGMA_WPX, _RNA_TOP = 1.0, 99.5
+
+
+def choose(index: TileIndex, xy_wpx: np.ndarray, flag: np.ndarray, side_wpx: int) -> list[tuple[str, int, int]]:
+    """The squares: a typical one among those that are not nearly empty, the one with most flagged cells, the one with most cells; none that overlap.
+
+    Parameters
+    ----------
+    xy_wpx
+        (n, 2) centroids of the cells, working pixels.
+    flag
+        (n,) place in `FLAGS` of each cell.
+    side_wpx
+        Side of a square.
+
+    Returns
+    -------
+    (reason, y, x) of each: the corner in working pixels, on a grid of half a side. Fewer where the sample is small or holds no such cells.
+    """
+    step = max(side_wpx // 2, 1)
+    height, width = index.window_grid.height, index.window_grid.width
+    rows, columns = (max(-(-max(n - side_wpx, 0) // step) + 1, 1) for n in (height, width))
+    inside = ((xy_wpx >= 0) & (xy_wpx < [width, height])).all(1)
+
+    def count(of: np.ndarray) -> np.ndarray:
+        """(rows, columns) cells of each square: sums over 2 × 2 half squares."""
+        x, y = (xy_wpx[of & inside] // step).astype(int).T
+        halves = np.zeros((rows + 1, columns + 1), np.int64)
+        np.add.at(halves, (np.minimum(y, rows), np.minimum(x, columns)), 1)
+        return halves[:-1, :-1] + halves[1:, :-1] + halves[:-1, 1:] + halves[1:, 1:]
+
+    cells, flagged = count(np.ones(len(flag), bool)), count(flag != FLAGS.index("consistent"))
+    if not cells.max():
+        return []
+    full = cells >= np.median(cells[cells > 0])
+    unusual = np.abs(flagged / np.maximum(cells, 1) - flagged.sum() / cells.sum())
+    wanted = [
+        ("most cells", cells, cells > 0),
+        ("most flagged cells", flagged, flagged > 0),
+        ("typical: its share of flagged cells is that of the sample", -unusual, full),
+    ]
+    chosen: list[tuple[str, int, int]] = []
+    free = np.ones_like(full)
+    for reason, score, possible in wanted:
+        possible &= free
+        if not possible.any():
+            continue
+        row, column = np.unravel_index(int(np.argmax(np.where(possible, score, -np.inf))), score.shape)
+        chosen.append((reason, int(row) * step, int(column) * step))
+        free[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
+    return chosen[::-1]
+
+
+def draw(
+    folder: Path,
+    number: int,
+    square: tuple[str, int, int],
+    side_wpx: int,
+    tiles: Path,
+    index: TileIndex,
+    outlines: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+) -> Region:
+    """Write the pictures of one square into `folder`.
+
+    Parameters
+    ----------
+    number
+        Of the square, in the names of the files.
+    square
+        Of `choose`.
+    outlines
+        Name → ids, valid polygons in µm, and place in `FLAGS` (or None) of all nuclei or cells of the sample; nuclei have the name `nuclei`.
+    """
+    reason, y, x = square
+    box = (y, x, y + side_wpx, x + side_wpx)
+    stains, counts, names = _pixels(tiles, index, box)
+    rna = cv2.GaussianBlur(counts.astype(np.float32), (0, 0), _RNA_SIGMA_WPX)
+    top = float(np.percentile(rna, _RNA_TOP)) or 1.0
+    layers = [
+        *(
+            (name, "nucleus" if i == 0 else "membrane", image, _NUCLEUS_COLOUR if i == 0 else _COLOURS[(i - 1) % len(_COLOURS)])
+            for i, (name, image) in enumerate(zip(names, stains, strict=True))
+        ),
+        ("RNA", "rna", rna / top, _RNA_COLOUR),
+    ]
+    records = []
+    for i, (name, role, image, colour) in enumerate(layers):
+        file = f"region{number}_{i}.png"
+        Image.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)).save(folder / file)
+        records.append({"name": name, "role": role, "file": file, "colour": colour})
+    to_picture = np.array([[1.0, 0, -x], [0, 1.0, -y], [0, 0, 1.0]]) @ index.affine
+    drawn = [_outlines(name, *found, to_picture, side_wpx) for name, found in outlines.items()]
+    return Region(reason, (x * index.working_um, y * index.working_um), records, drawn)
+
+
+def _pixels(tiles: Path, index: TileIndex, box: Box) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Normalised stains (c, y, x) and transcripts per pixel of a box, put together from the cores of the tiles; zero where there is none."""
+    y0, x0, y1, x1 = box
+    stains, counts, names = np.zeros((0, y1 - y0, x1 - x0), np.float32), np.zeros((y1 - y0, x1 - x0), np.int32), []
+    for record in index.tiles:
+        top, left, bottom, right = (max(y0, record["core"][0]), max(x0, record["core"][1]), min(y1, record["core"][2]), min(x1, record["core"][3]))
+        if top >= bottom or left >= right:
+            continue
+        tile = Tile.read(tiles / record["tile_id"])
+        if not names:
+            names, stains = tile.stains, np.zeros((len(tile.stains), *counts.shape), np.float32)
+        place = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+        stains[:, *place] = tile.normalised((top, left, bottom, right))
+        ry, rx = tile.region[:2]
+        counts[place] = tile.transcript_counts()[top - ry : bottom - ry, left - rx : right - rx]
+    return stains, counts, names
+
+
+def _outlines(name: str, ids: np.ndarray, polygons: np.ndarray, flags: np.ndarray | None, to_picture: np.ndarray, side: int) -> dict[str, Any]:
+    """Those that touch the picture, simplified; whole, also where they leave it."""
+    corners = apply_affine(np.linalg.inv(to_picture), np.array([[0, 0], [side, side]]))
+    view = shapely.box(*corners.min(0), *corners.max(0))
+    hit = np.sort(shapely.STRtree(polygons).query(view, "intersects"))
+    shown = shapely.simplify(shapely.transform(polygons[hit], lambda xy: apply_affine(to_picture, xy)), _SIMPLIFY_WPX)
+    parts, owner = shapely.get_parts(shown, return_index=True)
+    rings = [_points(shapely.get_coordinates(shapely.get_exterior_ring(part))) for part in parts if part.geom_type == "Polygon"]
+    owner = owner[[part.geom_type == "Polygon" for part in parts]] if len(parts) else owner
+    return {
+        "name": name,
+        "kind": "nuclei" if name == "nuclei" else "cells",
+        "rings": rings,
+        "ids": [str(i) for i in ids[hit][owner]],
+        "flags": None if flags is None else flags[hit][owner].tolist(),
+    }
+
+
+def _points(xy: np.ndarray) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)

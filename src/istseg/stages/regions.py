@@ -1,0 +1,74 @@
+"""Stage `regions`: a few squares of a sample as layers (stains, RNA, nuclei, cells of all segmentations) for the report's viewer.
+
+In: tiles, nuclei, cells of all segmentations, the assessed counts of the main one. Out: `regions/{regions.json, *.png}`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import anndata
+import geopandas as gpd
+import numpy as np
+
+from istseg.artifacts import cells as cells_file
+from istseg.artifacts.files import whole
+from istseg.artifacts.metrics import FLAGS
+from istseg.artifacts.regions import Regions
+from istseg.artifacts.sample import apply_affine
+from istseg.artifacts.tiles import TileIndex
+from istseg.errors import InputError
+from istseg.qc import regions as squares
+from istseg.qc.nuclei import valid_polygons
+
+log = logging.getLogger(__name__)
+
+
+def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segmentation: str, out: Path, side_um: float) -> None:
+    """Choose squares and write their layers to `out/regions`.
+
+    Parameters
+    ----------
+    cells
+        Segmentation → its `*.cells.parquet`.
+    counts
+        `counts.h5ad` of assess of `segmentation`, whose flags choose the squares and colour its cells.
+
+    Raises
+    ------
+    InputError
+        If the files do not belong together.
+    """
+    tiles = Path(tiles)
+    index = TileIndex.read(tiles / "tiles.json")
+    if segmentation not in cells:
+        raise InputError(f"--cells: has no {segmentation}, only {', '.join(cells)}; give the cells of the segmentation of --counts too.")
+    tables = {name: cells_file.read(path) for name, path in cells.items()}
+    flags = _flags(Path(counts), tables[segmentation]["cell_id"].to_numpy(str))
+    centroids = tables[segmentation][["centroid_x_um", "centroid_y_um"]].to_numpy(float)
+    side = max(round(side_um / index.working_um), 1)
+    outlines = {"nuclei": _polygons(cells_file.read(nuclei))} | {name: _polygons(table) for name, table in tables.items()}
+    outlines[segmentation] = (*outlines[segmentation][:2], flags)
+    found = Regions(index.sample, side, index.working_um)
+    with whole(Path(out) / "regions") as part:
+        part.mkdir()
+        for number, square in enumerate(squares.choose(index, apply_affine(index.affine, centroids), flags, side)):
+            found.regions.append(squares.draw(part, number, square, side, tiles, index, outlines))
+        found.write(part / "regions.json")
+    log.info("%s: %d regions for the viewer: %s", index.sample, len(found.regions), "; ".join(region.reason for region in found.regions))
+
+
+def _polygons(table: gpd.GeoDataFrame) -> tuple[np.ndarray, np.ndarray, None]:
+    return table["cell_id"].to_numpy(str), valid_polygons(table.geometry), None
+
+
+def _flags(counts: Path, ids: np.ndarray) -> np.ndarray:
+    """(n,) place in `FLAGS` of the flag of each cell."""
+    try:
+        obs = anndata.read_h5ad(counts, backed="r").obs
+    except (OSError, KeyError) as error:
+        raise InputError(f"{counts}: cannot be read as AnnData ({error}); run assess again.") from None
+    if "qc_flag" not in obs or obs["cell_id"].astype(str).tolist() != ids.tolist():
+        raise InputError(f"{counts}: is not the counts.h5ad of the stage assess of these cells; run assess again.")
+    return obs["qc_flag"].astype(str).map(FLAGS.index).to_numpy(int)
