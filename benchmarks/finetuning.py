@@ -35,6 +35,7 @@ import torch
 
 from istseg import cli
 from istseg.artifacts import cells as cells_file
+from istseg.artifacts.genes import draw_shares
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile
@@ -43,11 +44,14 @@ from istseg.teachers.vendor import rasterise
 
 BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v1.safetensors"
 STAIN = "Cellbound1"
+TRANSCRIPTS = "detected_transcripts.csv"
 IOU = 0.5
 MISSING, MERGED, JITTER_UM = 0.2, 0.05, 0.25
 """Errors of the sound teacher: shares of the cells, standard deviation of the outline."""
 CONTOURS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DEGRADED = 0.3
+SHIFT = 1.0
+"""Default autofluorescence of the shifted tissue."""
 RNA_KEPT = (0.9, 0.8, 0.7, 0.6, 0.5)
 MEASURES = ("found", "AP@0.5", "mean best IoU", "boundary IoU")
 
@@ -78,34 +82,44 @@ class Sample:
         return rasterise(there, np.arange(1, len(there) + 1), self.tile.region)
 
 
-def make(folder: Path, options: argparse.Namespace, seed: int, autofluorescence: float, contour: float = 0.0, stains: str = STAIN) -> Sample:
-    """Simulate, convert, tile."""
+def make(
+    folder: Path, options: argparse.Namespace, seed: int, autofluorescence: float, contour: float = 0.0, stains: str = STAIN, degraded: float = DEGRADED
+) -> Sample:
+    """Simulate, convert, tile; with `contour`, a share `degraded` of the cells loses so much of its contour in every membrane stain."""
     cli.simulate(
         out=folder / "sim",
         width_um=options.size_um,
         height_um=options.size_um,
         planes=1,
         stains=stains,
-        degraded_fraction=DEGRADED if contour else 0.0,
+        degraded_fraction=degraded if contour else 0.0,
         degraded_contour=contour,
         transcripts_per_um2=options.transcripts,
         autofluorescence=autofluorescence,
         seed=seed,
     )
+    return prepared(folder, options)
+
+
+def prepared(folder: Path, options: argparse.Namespace) -> Sample:
+    """Convert and tile the raw folder `sim/raw`."""
     cli.convert(raw=folder / "sim" / "raw", sample="s", platform=cli.Platform.merscope, out=folder / "convert", z_planes="0")
     cli.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder, tile_um=options.size_um + 100)
     return Sample(folder)
 
 
-def with_less_rna(sample: Sample, folder: Path, kept: float, seed: int) -> Sample:
-    """The same sample with a share of its transcripts."""
-    tile = Tile.read(sample.tile.folder)
-    transcripts = tile.transcripts()
-    chosen = np.random.default_rng(seed).random(len(transcripts)) < kept
-    tile.write(folder / "tiles" / tile.tile_id, sample.tile.raw_stains(), transcripts[chosen], tile.sample_genes())
-    thinned = Sample(folder)
-    thinned.truth = sample.truth
-    return thinned
+def with_less_rna(sample: Sample, folder: Path, kept: float, options: argparse.Namespace) -> Sample:
+    """The same raw folder with a share of its transcripts, converted and tiled again."""
+    raw, less = sample.folder / "sim" / "raw", folder / "sim" / "raw"
+    less.mkdir(parents=True)
+    (folder / "sim" / "truth").symlink_to((sample.folder / "sim" / "truth").absolute())
+    for path in raw.iterdir():
+        if path.name != TRANSCRIPTS:
+            (less / path.name).symlink_to(path.absolute())
+    lines = (raw / TRANSCRIPTS).read_text().splitlines(keepends=True)
+    chosen = draw_shares(np.arange(len(lines) - 1), options.seed) < kept
+    (less / TRANSCRIPTS).write_text(lines[0] + "".join(line for line, keep in zip(lines[1:], chosen.tolist(), strict=True) if keep))
+    return prepared(folder, options)
 
 
 # Labels that a teacher may give: true cells and nuclei (µm) → cells.
@@ -285,39 +299,51 @@ def make_pair(folder: Path, options: argparse.Namespace, autofluorescence: float
     return tuple(make(folder / name, options, options.seed + i, autofluorescence, contour) for i, name in enumerate(("train", "test")))
 
 
+@dataclass
+class Outcome:
+    """One fine-tuning: figures of the teacher and of the fine-tuned model on the test sample, the model, the gate's decision, seconds of the training."""
+
+    teacher: dict[str, float]
+    tuned: dict[str, float]
+    model: Path
+    decision: dict
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        return "accepted" if self.decision["accepted"] else "refused" if self.decision["finetuned"] else "not trained"
+
+
+def tune(name: str, labels: Labels | None, pair: tuple[Sample, Sample], options: argparse.Namespace) -> Outcome:
+    """Fine-tune on the first sample with a set of labels (None: the watershed), score on the second."""
+    train, test = pair
+    folder = train.folder / name.replace(" ", "-")
+    patches = curated(train, folder, None if labels is None else labels_of(train, labels, options.seed))
+    begun = time.monotonic()
+    model, decision = fine_tune(folder / "train", patches, options)
+    seconds = time.monotonic() - begun
+    teacher = watershed(test, test.folder / "watershed") if labels is None else test.label_image(labels_of(test, labels, options.seed + 1))
+    return Outcome(score(test, teacher), score(test, predicted(test, model, folder / "segment", options)), model, decision, seconds)
+
+
 def gate_block(title: str, pair: tuple[Sample, Sample], cases: dict[str, Labels | None], options: argparse.Namespace) -> list[tuple[bool, bool]]:
     """Rows of one kind of sample; gives (worse by the truth, accepted) of each fine-tuning. Labels None: the watershed."""
-    train, test = pair
+    test = pair[1]
     if not cases:
         return []
     before = score(test, predicted(test, options.base, test.folder / "zero", options))
     show((title, "", "zero-shot", *texts(before), "", "", ""))
     outcomes = []
     for name, labels in cases.items():
-        folder = train.folder / name.replace(" ", "-")
-        patches = curated(train, folder, None if labels is None else labels_of(train, labels, options.seed))
-        begun = time.monotonic()
-        model, decision = fine_tune(folder / "train", patches, options)
-        seconds = time.monotonic() - begun
-        teacher = watershed(test, test.folder / "watershed") if labels is None else test.label_image(labels_of(test, labels, options.seed + 1))
-        show((title, name, "teacher", *texts(score(test, teacher)), "", "", ""))
-        after = score(test, predicted(test, model, folder / "segment", options))
+        outcome = tune(name, labels, pair, options)
+        show((title, name, "teacher", *texts(outcome.teacher), "", "", ""))
+        after = outcome.tuned
         worse = after["AP@0.5"] < before["AP@0.5"] - 0.01 or after["mean best IoU"] < before["mean best IoU"] - 0.02
         better = after["AP@0.5"] > before["AP@0.5"] + 0.01
         verdict = "worse" if worse else "better" if better else "the same"
-        outcomes.append((worse, decision["accepted"]))
-        show(
-            (
-                title,
-                name,
-                "fine-tuned",
-                *texts(after),
-                "accepted" if decision["accepted"] else "refused" if decision["finetuned"] else "not trained",
-                verdict,
-                f"{seconds:.0f}",
-            )
-        )
-        print(f"{title}, {name}: {decision['reason']}", file=sys.stderr, flush=True)
+        outcomes.append((worse, outcome.decision["accepted"]))
+        show((title, name, "fine-tuned", *texts(after), outcome.verdict, verdict, f"{outcome.seconds:.0f}"))
+        print(f"{title}, {name}: {outcome.decision['reason']}", file=sys.stderr, flush=True)
     return outcomes
 
 
@@ -339,7 +365,7 @@ def conditions_table(folder: Path, options: argparse.Namespace) -> None:
     for c in CONTOURS:
         samples[f"{c:g} of the contour of {DEGRADED:.0%} gone"] = lambda at, c=c: make(at, options, options.seed + 1, options.autofluorescence, c)
     for kept in RNA_KEPT:
-        samples[f"{kept:.0%} of the RNA"] = lambda at, kept=kept: with_less_rna(clean, at, kept, options.seed)
+        samples[f"{kept:.0%} of the RNA"] = lambda at, kept=kept: with_less_rna(clean, at, kept, options)
     for i, (name, maker) in enumerate(samples.items()):
         at = folder / f"condition{i}"
         sample = maker(at)
@@ -373,7 +399,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=BASE)
     parser.add_argument("--size-um", type=float, default=250.0, help="Side of the samples.")
     parser.add_argument("--transcripts", type=float, default=0.5, help="Per µm².")
-    parser.add_argument("--autofluorescence", type=float, default=1.0, help="The shift; see `istseg simulate`.")
+    parser.add_argument("--autofluorescence", type=float, default=SHIFT, help="The shift; see `istseg simulate`.")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--crop-wpx", type=int, default=256)
     parser.add_argument("--device", default="cpu")
