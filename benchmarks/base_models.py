@@ -23,11 +23,12 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from istseg import cli
+from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.tiles import Tile
-from istseg.network import weights
-from istseg.network.inference import Predictor, open_device
+from istseg.curation import rules
 from istseg.network.rna_image import rna_image
-from istseg.stages import convert, segment, teach, tile
+from istseg.teachers.base import NUCLEI
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = [
@@ -46,37 +47,30 @@ PICTURE_ZOOM = 2
 
 def prepare(folder: Path, raw: Path, platform: str, stains: str) -> tuple[Tile, np.ndarray]:
     """The tile of a crop and its nuclei (int32 label image over the region)."""
-    convert.run(raw=raw, sample="crop", platform=platform, out=folder / "convert", membrane_stains=stains)
-    tile.run(
-        sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "crop.zarr", out=folder, working_um=0.253, tile_um=2000.0,
-        overlap_um=32.384, min_transcripts=3,
-    )  # fmt: skip
+    cli.convert(raw=raw, sample="crop", platform=cli.Platform(platform), out=folder / "convert", membrane_stains=stains)
+    cli.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "crop.zarr", out=folder, tile_um=2000.0)
     (found,) = (f for f in (folder / "tiles").iterdir() if f.is_dir())
-    teach.run(
-        tiles=[found], out=folder / "teach", teacher="watershed", vendor_cells=None, nuclei_weights=None, nuclei_sha256=None, cyto_weights=None,
-        cyto_sha256=None, cell_diameter_um=6.5, nucleus_diameter_um=6.5, min_nucleus_area_um2=8.0, min_cell_area_um2=12.8, density_sigma_um=1.08,
-        contain=0.95, intersect=0.05, device="cpu",
-    )  # fmt: skip
+    cli.teach(tile=[found], out=folder / "teach")
     read = Tile.read(found)
-    return read, np.load(folder / "teach" / read.tile_id / "labels.npz")["nuclei"]
+    return read, TileLabels.read(folder / "teach" / read.tile_id, [NUCLEI]).layers[NUCLEI]
 
 
 def figures(cells: np.ndarray, nuclei: np.ndarray, um: float) -> dict[str, str]:
     """Shares of one label image; see the module."""
-    n_cells, n_nuclei = int(cells.max()), int(nuclei.max())
-    overlap = np.zeros((n_nuclei + 1, n_cells + 1))
-    np.add.at(overlap, (nuclei.ravel(), cells.ravel()), 1)
-    shares = overlap[1:, 1:] / np.maximum(overlap[1:].sum(1, keepdims=True), 1)
-    inside = shares >= INSIDE
-    alone = inside & (inside.sum(0) == 1)
+    overlaps, nucleus_ids, cell_ids = rules.from_label_images(nuclei, cells)
+    inside = overlaps.fraction >= INSIDE
+    of_cell = np.bincount(overlaps.cell[inside], minlength=len(cell_ids))
+    # A nucleus is inside one cell at most: the cells of a label image do not overlap.
+    alone = of_cell[overlaps.cell[inside]] == 1
+    touched = np.bincount(overlaps.cell[overlaps.fraction > TOUCHES], minlength=len(cell_ids)) > 0
     return {
-        "cells": str(n_cells),
-        "nuclei": str(n_nuclei),
-        "inside a cell": f"{inside.any(1).mean():.2f}",
-        "alone in it": f"{alone.any(1).mean():.2f}",
-        "cells without nucleus": f"{(~inside.any(0)).mean():.2f}",
-        "untouched": f"{(shares <= TOUCHES).all(0).mean():.2f}",
-        "median µm²": f"{np.median(np.bincount(cells.ravel())[1:]) * um**2:.0f}",
+        "cells": str(len(cell_ids)),
+        "nuclei": str(len(nucleus_ids)),
+        "inside a cell": f"{inside.sum() / len(nucleus_ids):.2f}",
+        "alone in it": f"{alone.sum() / len(nucleus_ids):.2f}",
+        "cells without nucleus": f"{(of_cell == 0).mean():.2f}",
+        "untouched": f"{(~touched).mean():.2f}",
+        "median µm²": f"{np.median(overlaps.cell_area) * um**2:.0f}",
     }
 
 
@@ -106,23 +100,19 @@ def main() -> None:
     data = Path(os.environ.get("ISTSEG_REAL_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not data.is_dir():
         sys.exit(f"{data}: no such folder; ISTSEG_REAL_DATA names the folder of the real samples")
-    device = open_device(options.device)
-    predictors = [Predictor(*weights.load(path), device) for path in options.models]
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     for name, platform, path, stains in CASES:
         with tempfile.TemporaryDirectory() as scratch:
             read, nuclei = prepare(Path(scratch), data / path, platform, stains)
-            for predictor in predictors:
-                card = predictor.card
-                parameters = {
-                    "logit_threshold": card.logit_threshold, "min_flow": card.min_flow, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60,
-                }  # fmt: skip
-                cells, _ = segment.predict_tile(read, predictor, parameters, batch_size=1)
-                row = {"crop": name, "stains beside DAPI": stains, "model": card.name} | figures(cells, nuclei, read.working_um)
+            for i, model in enumerate(options.models):
+                cli.segment(tile=[read.folder], model=model, out=Path(scratch) / f"segment{i}", device=options.device)
+                found = TileLabels.read(Path(scratch) / f"segment{i}" / read.tile_id)
+                cells, precision = found.layers["cells"], found.method["precision"]
+                row = {"crop": name, "stains beside DAPI": stains, "model": found.method["model"]} | figures(cells, nuclei, read.working_um)
                 print("| " + " | ".join(row[c] for c in COLUMNS) + " |", flush=True)
                 if options.pictures:
-                    picture(options.pictures / f"{name}_{stains.replace(';', '+')}_{card.name}.png", read, cells, nuclei)
-    print(f"\ntorch {torch.__version__}, {options.device}, {predictors[0].precision}")
+                    picture(options.pictures / f"{name}_{stains.replace(';', '+')}_{found.method['model']}.png", read, cells, nuclei)
+    print(f"\ntorch {torch.__version__}, {options.device}, {precision}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parent))
 from finetuning import machine, make
-from peer import CLOCKS
+from peer import CLOCKS, add_options
 from peer import run as run_peer
 
 from istseg.artifacts.labels import describe
@@ -202,13 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-side", type=int, default=3, help="Windows along a side of the sample.")
     parser.add_argument("--windows", type=int, default=120, help="Windows that we compute (the sample's, again and again), for times and memory.")
-    parser.add_argument("--stains", default="Cellbound1;Cellbound2;Cellbound3", help="Besides DAPI.")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Seconds of the wall clock or of the processors.")
-    parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--scratch", help="Folder for the temporary files.")
+    add_options(parser)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:

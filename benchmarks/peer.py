@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -13,6 +14,15 @@ HOME = Path(os.environ.get("ISTSEG_PEER") or Path(__file__).resolve().parents[1]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` counts the seconds of processors that the process used: what other work on the machine takes is not in it, but neither is waiting."""
 LOCK = Path(__file__).with_name("peer.lock")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every benchmark beside the peer."""
+    parser.add_argument("--stains", default="Cellbound1;Cellbound2;Cellbound3", help="Besides DAPI.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="Seconds of the wall clock or of the processors; `cpu` for busy machines.")
+    parser.add_argument("--no-peer", action="store_true")
 
 
 def python() -> Path:

@@ -121,16 +121,12 @@ def peer_seconds(folder: Path, patches: list[Patch], store: PatchStore, options:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, default=finetuning.BASE)
-    parser.add_argument("--stains", default="Cellbound1;Cellbound2;Cellbound3", help="Besides DAPI.")
     parser.add_argument("--patches", type=int, default=4, help="Different patches.")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-repeats", type=int, default=2)
     parser.add_argument("--epoch-patches", type=int, default=60)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="`cpu`: processor seconds, for busy machines; with --threads 1.")
-    parser.add_argument("--no-peer", action="store_true")
+    peer.add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:

@@ -169,7 +169,9 @@ def module_script(name: str, arguments: str) -> str:
     script = re.search(r'script:\s*"""(.*?)"""', text, re.DOTALL)
     if not script:
         raise ValueError(f"modules/{name}/main.nf has no script between triple quotes")
-    filled = script[1].replace("${task.cpus}", "1").replace("${task.ext.args ?: ''}", arguments).replace("${prepared}", "input/prepared")
+    filled = script[1]
+    for variable, value in (("task.cpus", "1"), ("task.ext.args ?: ''", arguments), ("prepared", "input/prepared"), ("executable", name)):
+        filled = filled.replace(f"${{{variable}}}", value)
     if "${" in filled:
         raise ValueError(f"modules/{name}/main.nf uses variables that this benchmark does not know: {filled}")
     return filled

@@ -1,0 +1,71 @@
+"""benchmarks/paper: the road that its figures share, on a tiny sample; the warm start of the ablations; the scripts of foreign programs."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "benchmarks" / "paper"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """Imports a module of benchmarks/paper."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(PAPER))
+    return importlib.import_module
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.slow
+def test_methods_are_judged_on_clean_and_broken_contours(tmp_path):
+    command = [sys.executable, PAPER / "run.py", "--figures", "4b", "--contours", "0.8", "--size-um", "60", "--out", tmp_path]
+    done = subprocess.run([*map(str, command), "--methods", "istseg,teacher,proseg,unheard of"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "fig4b.csv")
+    assert [(row["method"], row["contour gone"]) for row in rows] == [("istseg", "0.000"), ("teacher", "0.000"), ("istseg", "0.800"), ("teacher", "0.800")]
+    clean, _, broken, _ = rows
+    assert float(clean["own_pixel_iou"]) == 1 and 0.5 < float(broken["own_pixel_iou"]) < 0.999
+    assert 0.6 < float(clean["pixel_iou"]) < 1 and 0.6 < float(clean["rna_iou"]) < 1
+    assert (tmp_path / "fig4b.png").stat().st_size > 5000 and (tmp_path / "fig4b.md").read_text() in done.stdout + "\n"
+    assert "not run: unheard of: not in this version" in done.stdout
+
+
+def test_scripts_of_the_modules_are_filled_in(modules):
+    road = modules("road")
+    for name in ("proseg", "comseg", "baysor"):
+        script = road.module_script(name, "--an-argument 3")
+        assert name in script and "--an-argument 3" in script and "input/prepared" in script and "${" not in script
+
+
+def test_a_warm_start_is_the_base_without_its_eyes_for_rna(modules):
+    ablations, finetuning = modules("ablations"), modules("finetuning")
+    stains, rna = torch.rand(1, 2, 32, 32), torch.rand(1, 1, 32, 32)
+    genes = torch.randint(0, 3, (1, 1, 32, 32)).float()
+    shown = {}
+    for kind, names, image in (("density", [], rna), ("coexpression", ["a", "b"], genes), ("learned", ["a", "b"], genes)):
+        model, card = ablations.warmed(finetuning.BASE, kind, names, seed=0)
+        model.eval()
+        with torch.inference_mode():
+            shown[kind] = model(stains, image)
+            assert torch.allclose(model(stains, torch.zeros_like(image)), shown[kind], atol=1e-5)
+        assert card.rna_input == kind and card.genes == names
+    assert torch.allclose(shown["density"], shown["learned"], atol=1e-5) and torch.allclose(shown["density"], shown["coexpression"], atol=1e-5)
+
+
+def test_tables_have_the_columns_of_all_rows(modules, tmp_path):
+    tables = modules("tables")
+    text = tables.write(tmp_path, "t", [{"method": "a", "iou": 0.12345}, {"method": "b", "note": "not run"}])
+    assert text.splitlines() == ["| method | iou | note |", "| --- | --- | --- |", "| a | 0.123 |  |", "| b |  | not run |"]
+    assert rows_of(tmp_path / "t.csv") == [{"method": "a", "iou": "0.123", "note": ""}, {"method": "b", "iou": "", "note": "not run"}]
