@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from istseg.artifacts.comparison import Comparison
 from istseg.artifacts.metrics import FLAGS, Metrics
 from istseg.artifacts.regions import Region, Regions
 from istseg.artifacts.run import Run
@@ -204,6 +206,29 @@ def write_metrics(
         "seams": {"n_border": 4102, "n_inside": n_cells - 4102, "density_ratio": 1.013, "area_ratio": 0.991}
         if n_cells
         else {"n_border": 0, "n_inside": 0, "density_ratio": None, "area_ratio": None},
+        "purity": {
+            "control_enrichment": 0.61 / scale,
+            "control_share": 0.003,
+            "false_discovery_rate": 0.02,
+            "mecr": 0.031 / scale,
+            "n_pairs": 84,
+            "contamination": 0.012 / scale,
+            "foreign_beside": 0.05,
+            "foreign_apart": 0.04,
+            "pairs": [["Gad1", "Slc17a7"]],
+        }
+        if n_cells
+        else {},
+        "reproducibility": {
+            "half_cells": n_cells,
+            "half_correlation": 0.41 * scale,
+            "neighbour_consistency": 0.22 * scale,
+            "nuclear_cells": n_cells // 2,
+            "nuclear_correlation": 0.38 * scale,
+            "nuclear_specificity": 0.11 * scale,
+        }
+        if n_cells
+        else {},
         "embedding": {
             "x": xy[:, 0].round(3).tolist(),
             "y": xy[:, 1].round(3).tolist(),
@@ -218,6 +243,30 @@ def write_metrics(
     metrics = Metrics(**{**fields, **more})
     metrics.write(out / "metrics.json")
     return metrics
+
+
+def write_comparison(folder: Path, name: str, metrics: dict[str, Metrics], annotated: bool = True, whole: bool = True) -> Comparison:
+    """What `compare` says of the segmentations of a sample."""
+    names = sorted(metrics)
+    agreement = [
+        {
+            "first": a, "second": b, "n_first": metrics[a].n_cells, "n_second": metrics[b].n_cells, "n_matched": 1000 + k, "matched_first": 0.71 - 0.01 * k,
+            "matched_second": 0.66 + 0.02 * k, "mean_iou": 0.72, "ari": 0.58 - 0.03 * k, "ari_assigned": 0.7, "assigned_both": 0.61,
+        }
+        for k, (a, b) in enumerate(itertools.combinations(names, 2))
+    ]  # fmt: skip
+    against = {}
+    for k, n in enumerate(names if annotated else []):
+        against[n] = {"n_annotated": 212, "found": 0.9 - 0.1 * k, "pixel_iou_mean": 0.78 - 0.05 * k, "pixel_iou_median": 0.81, "rna_iou_mean": 0.8 - 0.04 * k,
+                      "rna_iou_median": 0.83}  # fmt: skip
+        if whole:
+            ap = {"0.5": 0.82, "0.6": 0.77, "0.7": 0.6, "0.8": 0.41, "0.9": 0.12}
+            against[n]["dense"] = {"n_truth": 200, "n_predicted": 210, "ap": ap, "mean_ap": 0.544, "precision": 0.9, "recall": 0.88 - 0.1 * k, "f1": 0.89,
+                                   "panoptic_quality": 0.71, "segmentation_quality": 0.8}  # fmt: skip
+    facts = {"n_cells": 212, "region_um2": 250_000.0 if whole else None} if annotated else None
+    comparison = Comparison(name, names, agreement, against, facts, {"match_iou": 0.5, "iou_thresholds": [0.5, 0.6, 0.7, 0.8, 0.9]})
+    comparison.write(folder / name / "compare" / "comparison.json")
+    return comparison
 
 
 def write_training(folder: Path, name: str, samples: list[str], accepted: bool = True, epochs: int = 20) -> None:

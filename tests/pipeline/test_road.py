@@ -48,7 +48,7 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     files = run.files()
     for name in ("a", "b"):
         assert {f"{name}/{file}" for file in SAMPLE_FILES} <= files, {f"{name}/{file}" for file in SAMPLE_FILES} - files
-    assert {"report.html", "report.json", "pipeline_info/run.json", "pipeline_info/preflight.json"} <= files
+    assert {"report.html", "report.json", "metrics.tsv", "istseg_mqc.json", "pipeline_info/run.json", "pipeline_info/preflight.json"} <= files
     assert ("cohort/model/model.safetensors" in files) == (finetune == "cohort")
     record = RunRecord.read(run.outdir / "pipeline_info" / "run.json")
     assert [s["sample"] for s in record.samples] == ["a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import re
@@ -86,6 +87,7 @@ def whole(tmp_path_factory):
     made.write_tiles(results, made.write_sample(results, "lung", 2))
     made.write_thresholds(results, "lung")
     made.write_training(results, "brain", ["brain"])
+    made.write_comparison(results, "brain", metrics["brain"])
     record, page = write(folder, run_json)
     return folder, record, page, metrics
 
@@ -110,6 +112,52 @@ def test_the_json_holds_the_metrics_unchanged(whole):
     rate = metrics["brain"]["istseg"].flags["inconsistent_rate"]
     assert json.loads(shown["/samples/0/segmentations/istseg/flags/inconsistent_rate"]) == rate
     assert f"{100 * rate:.1f}" in page.text
+
+
+def test_segmentations_side_by_side_and_their_agreement(whole):
+    _, record, page, metrics = whole
+    comparison = record["samples"][0]["comparison"]
+    assert comparison["segmentations"] == ["istseg", "teacher", "vendor"]
+    shown = dict(page.numbers)
+    at = "/samples/0/comparison"
+    assert json.loads(shown[f"{at}/annotations/n_cells"]) == 212
+    assert json.loads(shown[f"{at}/against/vendor/dense/recall"]) == comparison["against"]["vendor"]["dense"]["recall"]
+    pairs = {f"{at}/agreement/{k}/{key}" for k in range(3) for key in ("matched_first", "matched_second", "ari")}
+    assert pairs <= set(shown) and sum(pointer.endswith("/ari") for pointer, _ in page.numbers) == 6, "the matrix of the index is symmetric"
+    mecr = {n: json.loads(shown[f"/samples/0/segmentations/{n}/purity/mecr"]) for n in metrics["brain"]}
+    assert mecr == {n: m.purity["mecr"] for n, m in metrics["brain"].items()}
+    best = [a for a in page.tags("td") if "best" in (a.get("class") or "")]
+    assert len(best) > 10
+    assert "not whole" not in page.text and "Against 212 annotated cells" in re.sub(r"\s+", " ", page.text)
+
+
+def test_tables_for_other_tools_hold_the_same_numbers(whole):
+    folder, record, _, metrics = whole
+    with open(folder / "report" / "metrics.tsv", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert list(rows[0]) == ["sample", "segmentation", "against", "metric", "value", "unit", "better"]
+    keys = [(r["sample"], r["segmentation"], r["against"], r["metric"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    values = dict(zip(keys, (float(r["value"]) for r in rows), strict=True))
+    assert values["brain", "teacher", "", "spurious_rate"] == metrics["brain"]["teacher"].flags["spurious_rate"]
+    assert values["empty", "istseg", "", "n_cells"] == 0 and ("empty", "istseg", "", "mecr") not in values
+    comparison = record["samples"][0]["comparison"]
+    assert values["brain", "teacher", "istseg", "matched"] == comparison["agreement"][0]["matched_second"]
+    assert values["brain", "vendor", "annotations", "ap_0.9"] == 0.12
+    assert {r["better"] for r in rows if r["metric"] in ("mecr", "pixel_iou", "seam_area", "n_cells", "ari")} == {"low", "high", "one", ""}
+
+    table = json.loads((folder / "report" / "istseg_mqc.json").read_text())
+    assert table["plot_type"] == "table" and set(table["data"]) == {f"brain: {n}" for n in metrics["brain"]} | {"empty: istseg", "empty: teacher"}
+    assert table["data"]["brain: vendor"]["rna_iou"] == pytest.approx(100 * comparison["against"]["vendor"]["rna_iou_mean"])
+    assert {name for values in table["data"].values() for name in values} == set(table["headers"])
+
+
+def test_annotations_that_are_not_whole(tmp_path):
+    metrics = made.write_whole(tmp_path / "results", "a", 0, ("istseg", "proseg"), **SMALL)
+    made.write_comparison(tmp_path / "results", "a", metrics, whole=False)
+    record, page = write(tmp_path, made.write_run(tmp_path, ["a"]))
+    assert "not whole: no precision" in page.text and "Panoptic" not in page.text
+    assert [n for p, n in page.numbers if p.endswith("/agreement/0/matched_first")] == ["0.71"]
 
 
 def test_samples_without_result_are_failed_where_they_stopped(whole):

@@ -25,7 +25,6 @@ AGAINST = (
     Measure("rna_iou", "RNA IoU, mean", "share", "high", ("rna_iou_mean",)),
     Measure("rna_iou_median", "RNA IoU, median", "share", "high", ("rna_iou_median",)),
     Measure("found", "Annotated cells found", "share", "high", ("found",)),
-    *(Measure(f"ap_{t}", f"Average precision at IoU 0.{t}", "share", "high", ("dense", "ap", f"0.{t}")) for t in (5, 6, 7, 8, 9)),
     Measure("mean_ap", "Average precision, mean", "share", "high", ("dense", "mean_ap")),
     Measure("precision", "Precision at IoU 0.5", "share", "high", ("dense", "precision")),
     Measure("recall", "Recall at IoU 0.5", "share", "high", ("dense", "recall")),
@@ -62,6 +61,12 @@ class Comparison:
     format: int = FORMAT
 
     @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What there is against annotated cells: `AGAINST` and the average precision at each threshold."""
+        at = [f"{t:g}" for t in self.parameters.get("iou_thresholds", [])]
+        return (*AGAINST, *(Measure(f"ap_{t}", f"Average precision at IoU {t}", "share", "high", ("dense", "ap", t)) for t in at))
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """Tidy rows: `segmentation`, `against` (another segmentation or `annotations`), `metric`, `value`, `unit`, `better`; no row without a value."""
         found = []
@@ -70,7 +75,7 @@ class Comparison:
             for record, one, other in ((pair, pair["first"], pair["second"]), (turned, pair["second"], pair["first"])):
                 found += [m.row(record, one, other) for m in AGREEMENT]
         for name, record in self.against.items():
-            found += [m.row(record, name, ANNOTATED) for m in AGAINST]
+            found += [m.row(record, name, ANNOTATED) for m in self.measures]
         return [row for row in found if row["value"] is not None]
 
     def write(self, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from istseg.artifacts.comparison import Comparison
 from istseg.artifacts.files import read_json
 from istseg.artifacts.metrics import Metrics
 from istseg.artifacts.regions import Regions
@@ -40,6 +41,8 @@ class Found:
         The records of all tasks of `curate`: `{"sample", "tiles", "by_layer": {layer: {rule: n}}}`.
     merge
         `merge.json` as it is.
+    comparison
+        Of the stage `compare`; None with one segmentation and no annotations.
     preflight
         The sample's entry in `preflight.json`.
     regions
@@ -57,6 +60,7 @@ class Found:
     merge: dict[str, Any] | None = None
     assessed: dict[str, Assessed] = field(default_factory=dict)
     regions: tuple[Regions, Path] | None = None
+    comparison: Comparison | None = None
 
     @property
     def segmentations(self) -> list[str]:
@@ -157,6 +161,7 @@ _SINGLE = {
     "tiles.json": ("tiles", TileIndex.read),
     "thresholds.json": ("thresholds", Thresholds.read),
     "merge.json": ("merge", _read_merge),
+    "comparison.json": ("comparison", Comparison.read),
 }
 
 

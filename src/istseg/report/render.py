@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from istseg.artifacts.metrics import FLAGS
-from istseg.report import figures, methods, palette, viewer
+from istseg.report import figures, methods, palette, tables, viewer
 from istseg.report.collect import MAIN, Collection, Found
 from istseg.report.numbers import limit_text, show
 from istseg.report.pictures import Budget, data_uri
@@ -123,6 +123,8 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         "overviews": [],
         "galleries": [],
         "regions": [],
+        "measures": tables.side_by_side(i, record),
+        "agreement": tables.agreement(i, record),
     }
     if found.regions:
         regions, folder = found.regions

@@ -25,6 +25,7 @@ STAGES = {
     "assign": "Transcripts were not given to cells: look at the log of `assign`.",
     "assess": "Cells were merged but not assessed: look at the logs of `assign` and `assess`.",
     "regions": "The segmentation is complete, but the report's close look was not drawn: look at the log of `regions`.",
+    "compare": "The segmentations were assessed but not compared: look at the log of `compare`.",
     "export": "The segmentation is complete but was not exported: look at the log of `export`.",
 }
 """What to do when a sample got no further than a stage."""
@@ -126,6 +127,7 @@ def _sample(found: Found, collection: Collection, definitions: dict[str, dict[st
         "preflight": found.preflight,
         "segmentations": {name: _segmentation(found.assessed[name].metrics) for name in found.segmentations},
         "regions": _regions(found),
+        "comparison": asdict(found.comparison) if found.comparison else None,
         "trainings": [i for i, t in enumerate(collection.trainings) if found.name in t.samples],
         "warnings": _warnings(found),
     }
@@ -239,6 +241,7 @@ def _warnings(found: Found) -> list[dict[str, str]]:
         ("calibrate", found.thresholds.warnings if found.thresholds else []),
         ("merge", (found.merge or {}).get("warnings", [])),
         *((f"assess, {name}", found.assessed[name].metrics.warnings) for name in found.segmentations),
+        ("compare", found.comparison.warnings if found.comparison else []),
     ]
     said: dict[str, str] = {}
     for stage, sentences in sources:

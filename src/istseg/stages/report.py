@@ -1,4 +1,4 @@
-"""Stage `report`: one self-contained HTML page over all samples, and all its numbers as JSON."""
+"""Stage `report`: one self-contained HTML page over all samples, all its numbers as JSON, and the measures of all segmentations as tables for other tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from istseg.report.checks import limits
 from istseg.report.collect import collect
 from istseg.report.render import html
 from istseg.report.summary import summarise
+from istseg.report.tables import MULTIQC, TSV, multiqc, write_tsv
 
 log = logging.getLogger("istseg")
 
@@ -19,7 +20,7 @@ LIMITS_FILE = "qc_thresholds.yaml"
 
 
 def run(run_json: str | Path, results: str | Path, out: str | Path) -> None:
-    """Write `report.html` and `report.json` into `out`.
+    """Write `report.html`, `report.json`, `metrics.tsv` and `istseg_mqc.json` into `out`.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ def run(run_json: str | Path, results: str | Path, out: str | Path) -> None:
     report = summarise(collection, definitions)
     page = html(collection, report)
     write_json(out / "report.json", report)
+    write_tsv(out / TSV, report)
+    write_json(out / MULTIQC, multiqc(report))
     with whole(out / "report.html") as part:
         part.write_text(page, encoding="utf-8")
     verdict = report["verdict"]
