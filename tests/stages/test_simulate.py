@@ -17,7 +17,8 @@ import shapely
 import tifffile
 from PIL import Image
 
-from istseg.artifacts import cells
+from istseg.artifacts import annotations, cells
+from istseg.artifacts.annotations import Frame
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 from istseg.simulate import work
@@ -65,7 +66,35 @@ def digest(folder):
     return total.hexdigest()
 
 
+def read_annotations(sample):
+    facts = truth_json(sample)
+    frame = Frame(np.array(facts["micron_to_pixel"]), *facts["shape_px"], facts["pixel_um"][0], 0.253)
+    return annotations.read(sample / "truth" / "annotations.geojson", None, frame), frame
+
+
+def check_annotations(sample):
+    """What a person would have drawn: the true cells that can be seen, all of them inside the region."""
+    found, frame = read_annotations(sample)
+    truth = cells.read(sample / "truth" / "cells.parquet").set_index("cell_id")
+    image = shapely.box(*apply_affine(np.linalg.inv(frame.micron_to_pixel), [[0, 0], [frame.width_px, frame.height_px]]).ravel())
+    seen = shapely.area(shapely.intersection(truth.geometry.to_numpy(), image)) / truth.geometry.area
+    assert set(found.ids) == set(truth.index[seen >= 0.5]) and all("lie outside the region" in w for w in found.warnings)
+    drawn = truth.geometry.reindex(found.ids).to_numpy()
+    whole = shapely.covered_by(drawn, image)
+    assert np.allclose(shapely.area(found.polygons)[whole], shapely.area(drawn)[whole], rtol=0.01)
+    assert shapely.area(shapely.intersection(found.polygons, drawn)) == pytest.approx(shapely.area(found.polygons), rel=0.01)
+    assert 0.5 * image.area < found.region.area < image.area and shapely.intersects(found.region, shapely.centroid(found.polygons)).sum() > 10
+
+
 # ------------------------------------------------------------------------------------------------ MERSCOPE
+
+
+def test_truth_as_annotations(merscope):
+    check_annotations(merscope)
+
+
+def test_truth_as_annotations_of_cosmx(cosmx):
+    check_annotations(cosmx[1])
 
 
 def test_region_folder_is_that_of_the_instrument(merscope):

@@ -107,6 +107,7 @@ def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dic
         "counts": counts,
         "pixel_um": [pixel, pixel],
         "micron_to_pixel": np.diag([1 / pixel, 1 / pixel, 1]).tolist(),
+        "shape_px": [round(height), round(width)],
         "fovs": len(corners),
         "frame_px": list(frame),
     }

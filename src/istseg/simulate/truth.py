@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from istseg.artifacts.annotations import write_geojson
+from istseg.artifacts.sample import apply_affine
 from istseg.simulate.outlines import Truth
 from istseg.simulate.panel import TYPES
 from istseg.simulate.seeds import name_of
@@ -36,6 +38,7 @@ CELLS = geo_schema([*_SHAPE, ("has_nucleus", pa.bool_()), ("n_nuclei", pa.int8()
 """`artifacts.cells.CELL_COLUMNS` and what is known of a simulated cell."""
 NUCLEI = geo_schema([*_SHAPE, ("parent_id", pa.string())])
 COMPRESSION = "zstd"
+_MARGIN_UM = 10.0
 TRANSCRIPTS = pa.schema([("transcript_id", pa.int64()), ("cell_id", pa.string())])
 """`transcript_id`: row of the raw table, from 0. `cell_id`: the cell it comes from, null for background, controls and cells that lie outside of the mosaic."""
 
@@ -81,6 +84,26 @@ def join(parts: Iterable[Path], path: Path, schema: pa.Schema, number: str | Non
                 writer.write_table(table.cast(schema))
                 rows += len(table)
     return rows
+
+
+def annotate(cells: Path, path: Path, micron_to_pixel: np.ndarray, shape_px: tuple[int, int]) -> None:
+    """Write the true cells as a person would annotate them: GeoJSON in mosaic pixels.
+
+    Cells are cut at the mosaic's edge, those of which less than half can be seen are left out. In the region, the mosaic without a margin of `_MARGIN_UM` (less
+    in a small one), where cells are whole, every cell is there.
+    """
+    image = shapely.box(0, 0, shape_px[1], shape_px[0])
+    margin = min(_MARGIN_UM * float(np.sqrt(abs(np.linalg.det(micron_to_pixel[:2, :2])))), min(shape_px) / 8)
+
+    def visible() -> Iterator[tuple[str, shapely.Polygon]]:
+        for batch in pq.ParquetFile(cells).iter_batches(5_000, columns=["cell_id", "geometry"]):
+            whole = shapely.transform(shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False)), lambda xy: apply_affine(micron_to_pixel, xy))
+            seen = shapely.intersection(whole, image)
+            for name, polygon, kept in zip(batch["cell_id"].to_pylist(), seen, shapely.area(seen) >= 0.5 * shapely.area(whole), strict=True):
+                if kept:
+                    yield name, polygon
+
+    write_geojson(path, visible(), image.buffer(-margin, join_style="mitre"))
 
 
 def _moved(polygons: np.ndarray, shift: tuple[float, float]) -> np.ndarray:

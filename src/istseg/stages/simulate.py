@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from istseg.artifacts.files import whole, write_json
 from istseg.errors import InputError
 
@@ -29,7 +31,7 @@ def run(
     seed: int,
     autofluorescence: float = 0.0,
 ) -> None:
-    """Write `<out>/raw` (the instrument's folder) and `<out>/truth`.
+    """Write `<out>/raw` (the instrument's folder) and `<out>/truth`; `truth/annotations.geojson` is for the samplesheet's column `annotations`.
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ def run(
         width_um, height_um, planes, names, degraded_fraction, degraded_contour, transcripts_per_um2, empty_fraction, seed, planes, autofluorescence
     )
     from istseg.simulate import cosmx, merscope
+    from istseg.simulate.truth import annotate
 
     writer = {"merscope": merscope.write, "cosmx": cosmx.write}[platform]
     out.mkdir(parents=True, exist_ok=True)
@@ -75,6 +78,7 @@ def run(
         raw.mkdir()
         truth.mkdir()
         facts = writer(recipe, raw, truth, generation)
+        annotate(truth / "cells.parquet", truth / "annotations.geojson", np.array(facts["micron_to_pixel"]), tuple(facts["shape_px"]))
         write_json(truth / "truth.json", {**facts, "platform": platform, "generation": generation, "parameters": asdict(recipe)})
 
 
