@@ -320,10 +320,6 @@ def _check_cells(path: Path, found: Annotations, frame: Frame, unit: str | None,
     median = float(np.median(area))
     if not _PLAUSIBLE_UM2[0] <= median <= _PLAUSIBLE_UM2[1]:
         found.warnings.append(f"Annotations: the median area of the cells is {median:.3g} µm²: is annotations_unit ({unit or 'px'}) right?")
-    if found.region is not None:
-        outside = ~shapely.intersects(found.region, shapely.centroid(found.polygons))
-        if outside.any():
-            found.warnings.append(f"Annotations: {int(outside.sum())} cells lie outside the region; they count for best matches only.")
 
 
 def _hint(pixels: np.ndarray, image: shapely.Geometry, frame: Frame, unit: str | None) -> str:
