@@ -35,6 +35,13 @@ class Platform(str, enum.Enum):
     cosmx = "cosmx"
 
 
+class Network(str, enum.Enum):
+    """Networks that painted tissue can teach (`pretrain.kinds`)."""
+
+    istseg = "istseg"
+    genesegnet = "genesegnet"
+
+
 class TeacherName(str, enum.Enum):
     """Teachers of `istseg.teachers`."""
 
@@ -590,6 +597,7 @@ def pretrain(
     freeze_norm: Annotated[bool, typer.Option(help="Keep the statistics of batch normalisation: for going on from a base in small batches.")] = False,
     pictures_per_family: Annotated[int, typer.Option(min=1, help="Held-out pictures of each of the eight families of tissue.")] = 4,
     picture_wpx: Annotated[int, typer.Option(min=128)] = 384,
+    network: Annotated[Network, typer.Option(help="`istseg`: the base model; `genesegnet`: the comparator.")] = Network.istseg,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -602,8 +610,9 @@ def pretrain(
         warmup=warmup, freeze_norm=freeze_norm, seed=seed,
     )  # fmt: skip
     stage.run(
-        out=out, name=name, base=base, base_sha256=base_sha256, recipe=recipe, pictures_per_family=pictures_per_family, picture_wpx=picture_wpx, device=device
-    )
+        out=out, name=name, base=base, base_sha256=base_sha256, recipe=recipe, pictures_per_family=pictures_per_family, picture_wpx=picture_wpx, device=device,
+        network=network.value,
+    )  # fmt: skip
 
 
 @app.command()

@@ -19,6 +19,7 @@ from istseg.network.flows import flow_targets
 from istseg.network.loss import loss_sums
 from istseg.pretrain import evaluate
 from istseg.pretrain.fit import Recipe, fit
+from istseg.pretrain.kinds import LOGIT_THRESHOLDS, MIN_FLOWS
 from istseg.pretrain.lessons import Crops, crop, make_lesson, rna_image, seen
 from istseg.pretrain.paint import CYTOPLASM, NEARLY_EMPTY, RING, Controls, Scene, paint
 from istseg.pretrain.randomness import Draw, blur
@@ -152,8 +153,8 @@ def test_what_nothing_shows_is_no_target():
 def test_lessons_have_targets_of_seen_cells_only(tissues):
     lesson = make_lesson(Draw(13), tissues, 6, 2, 128)
     assert lesson.stains.shape == (6, 3, 128, 128) and lesson.rna.shape == (6, 1, 128, 128)
-    assert (lesson.flow.square().sum(1)[~lesson.cell] == 0).all()
-    length = lesson.flow.square().sum(1).sqrt()[lesson.cell]
+    assert (lesson.maps.square().sum(1)[~lesson.cell] == 0).all()
+    length = lesson.maps.square().sum(1).sqrt()[lesson.cell]
     assert length.median() > 0.95
     assert [len(part.cell) for part in lesson.split(4)] == [4, 2]
 
@@ -174,7 +175,7 @@ def test_training_learns_and_repeats(tissues):
 
     def loss(model: torch.nn.Module) -> float:
         with torch.no_grad():
-            return float(loss_sums(model(lesson.stains, lesson.rna), lesson.flow, lesson.cell, lesson.teach).loss)
+            return float(loss_sums(model(lesson.stains, lesson.rna), lesson.maps, lesson.cell, lesson.teach).loss)
 
     def forgetful() -> torch.nn.Module:
         """A trained network without its last layer, which alone learns: a few steps must bring much of it back."""
@@ -237,7 +238,7 @@ def test_stage_writes_model_card_and_tables(tmp_path, monkeypatch):
     _, read = weights.load(tmp_path / "out" / "model.safetensors")
     assert read.parent == "before" and read.parent_sha256 == sha and read.training["crops"] == 2
     held_out = json.loads((tmp_path / "out" / "heldout.json").read_text())
-    assert set(held_out["models"]) == {"before", "after"} and len(held_out["filter"]) == len(evaluate.MIN_FLOWS) * len(evaluate.LOGIT_THRESHOLDS)
+    assert set(held_out["models"]) == {"before", "after"} and len(held_out["filter"]) == len(MIN_FLOWS) * len(LOGIT_THRESHOLDS)
     best = max(held_out["filter"], key=lambda r: r["ap@0.5"])
     assert (read.logit_threshold, read.min_flow) == (best["logit_threshold"], best["min_flow"])
     assert read.sha256 in (tmp_path / "out" / "model_card.md").read_text()

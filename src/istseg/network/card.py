@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from istseg.errors import InputError
 from istseg.grid import DEFAULT_WORKING_UM
@@ -93,7 +93,7 @@ class ModelCard:
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> ModelCard:
+    def from_json(cls, text: str, where: str) -> Self:
         """Read and check a card; `where` names the file in messages.
 
         Raises

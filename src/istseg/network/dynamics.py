@@ -73,7 +73,7 @@ def labels_from_field(
     labels = _sinks(field, logit_threshold, steps)
     if labels is None:
         return np.zeros(field.shape[1:], np.int32)
-    labels = _tidy(labels.cpu().numpy(), min_area_wpx)
+    labels = tidy(labels.cpu().numpy(), min_area_wpx)
     if min_flow <= 0 and flow_error <= 0:
         return labels
     keep = _trusted(field, torch.as_tensor(labels, device=device), min_flow, flow_error)
@@ -186,8 +186,8 @@ def _seeds(paths: Tensor) -> Tensor:
     return descending[torch.argsort(torch.flip(strength, (0,)), stable=True)]
 
 
-def _tidy(labels: np.ndarray, min_area: float) -> np.ndarray:
-    """Largest 4-connected part of each label, parts below the area dropped, holes filled; numbered by rows."""
+def tidy(labels: np.ndarray, min_area: float) -> np.ndarray:
+    """Largest 4-connected part of each label, parts below the area (pixels) dropped, holes filled; (H, W) int32, numbered by rows."""
     from skimage.measure import label as connected
 
     parts = connected(labels, background=0, connectivity=1)

@@ -24,7 +24,13 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def blend_windows(
-    tile: Tile, predict: Predict, windows: Sequence[tuple[int, int]] | None = None, batch_size: int = 1, inputs: Inputs | None = None, fill: bool = True
+    tile: Tile,
+    predict: Predict,
+    windows: Sequence[tuple[int, int]] | None = None,
+    batch_size: int = 1,
+    inputs: Inputs | None = None,
+    fill: bool = True,
+    channels: int = 3,
 ) -> np.ndarray:
     """Predict windows and blend them over the tile's region.
 
@@ -43,16 +49,18 @@ def blend_windows(
     fill
         Fill the last batch with zeros, so that all have one size and the arithmetic does not depend on how many windows there are. Only waste where
         `predict` computes windows one by one (`Predictor.one_by_one`).
+    channels
+        That `predict` gives: flow y, flow x, logit, and what else a network has.
 
     Returns
     -------
-    (3, h, w) float32 over the region: flow y, flow x, logit. In the cores of windows that were not computed the flow is 0 and the logit
+    (channels, h, w) float32 over the region: flow y, flow x, logit... In the cores of windows that were not computed all is 0 but the logit, which is
     `NO_TISSUE_LOGIT`, also where a neighbouring window reaches in: a tile without tissue does not exist, so an object there would belong to no tile.
     """
     grid = tile.window_grid
     chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))
     height, width = tile.shape
-    field = np.zeros((3, height, width), np.float32)
+    field = np.zeros((channels, height, width), np.float32)
     weight = np.zeros((height, width), np.float32)
     window_weight = taper(grid)
     for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window, fill):
@@ -63,7 +71,7 @@ def blend_windows(
         weight[place] += w
     seen = _computed_cores(tile, chosen)
     np.divide(field, weight, out=field, where=seen)
-    field[:2, ~seen] = 0
+    field[:, ~seen] = 0
     field[2, ~seen] = NO_TISSUE_LOGIT
     return field
 

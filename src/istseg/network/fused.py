@@ -27,9 +27,9 @@ _LEAST_SCALE = 1e-6
 _PHASES = [(i, j) for i in range(2) for j in range(2)]
 
 
-def fused(model: Rna2Seg, precision: torch.dtype) -> FusedRna2Seg | None:
-    """The rearranged network on the CPU; None for another backbone, or where torch was built without oneDNN or oneDNN cannot compute in the precision."""
-    if type(model.model) is not UNet or not torch.backends.mkldnn.is_available():
+def fused(model: nn.Module, precision: torch.dtype) -> FusedRna2Seg | None:
+    """The rearranged network on the CPU; None for another network or backbone, or where torch has no oneDNN or oneDNN cannot compute in the precision."""
+    if not isinstance(model, Rna2Seg) or type(model.model) is not UNet or not torch.backends.mkldnn.is_available():
         return None
     if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None

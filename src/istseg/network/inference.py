@@ -19,7 +19,7 @@ from istseg.grid import Box
 from istseg.network.card import ModelCard
 from istseg.network.field import count_window, stain_window
 from istseg.network.fused import fused
-from istseg.network.model import FLOW_SCALE, Rna2Seg
+from istseg.network.model import Rna2Seg
 from istseg.network.rna_image import rna_channel
 
 log = logging.getLogger("istseg")
@@ -115,7 +115,7 @@ class Predictor:
     Parameters
     ----------
     model
-        Network in evaluation mode; it is moved to the device.
+        Network in evaluation mode; it is moved to the device. Called with stains and RNA channel; its attribute `flow_scale` is what it multiplies flows by.
     card
         Its card: RNA image and resolution.
     device
@@ -146,8 +146,11 @@ class Predictor:
         if self._counts is None or self._counts[0] != str(tile.folder):
             self.card.check_tile(tile.working_um, str(tile.folder))
             self._counts = str(tile.folder), tile.gene_map(self.card.genes) if self.card.genes else tile.transcript_counts()
-        rna = rna_channel(count_window(tile, self._counts[1], box), self.card.image_form)
-        return np.concatenate((stain_window(tile, box), rna[None]))
+        return np.concatenate((stain_window(tile, box), self.rna(count_window(tile, self._counts[1], box))[None]))
+
+    def rna(self, counts: np.ndarray) -> np.ndarray:
+        """(h, w) float32 RNA channel of the transcript counts (with gene colours: of the gene map) of a window."""
+        return rna_channel(counts, self.card.image_form)
 
     @property
     def method(self) -> dict[str, str]:
@@ -156,7 +159,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, batch: Tensor) -> Tensor:
-        """(B, 1 + K + 1, H, W) → (B, 3, H, W) float32: flow y, flow x in unit scale, logit.
+        """(B, 1 + K + 1, H, W) → (B, 3, H, W) float32: flow y, flow x in unit scale, logit; further channels as the network gives them.
 
         Raises
         ------
@@ -168,7 +171,7 @@ class Predictor:
         out = out.float()
         if not torch.isfinite(out).all():
             raise IstsegError(f"the model {self.card.name} predicts values that are not finite; its weights are broken or do not fit this input.")
-        out[:, :2] /= FLOW_SCALE
+        out[:, :2] /= self._model.flow_scale
         return out
 
     def _plain(self, batch: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,10 @@ class LossSums:
     def loss(self) -> Tensor:
         """Mean over P; 0 (with zero gradients) where nothing may teach."""
         return (self.flow + self.cell) / self.pixels.clamp_min(1)
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], LossSums]
+"""Output, what it should be beside the logit, cell, teach → sums, as `loss_sums`."""
 
 
 def loss_sums(output: Tensor, flow: Tensor, cell: Tensor, teach: Tensor) -> LossSums:

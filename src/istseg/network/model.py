@@ -40,6 +40,8 @@ class Rna2Seg(nn.Module):
         With gene colours: the number of genes and how they are drawn (key of `network.rna_image.FORMS`).
     """
 
+    flow_scale = FLOW_SCALE
+
     def __init__(self, backbone: str = "cnn", rna_input: str = "density", n_genes: int = 0, rna_form: str = "working"):
         super().__init__()
         self.gene_image = None if rna_input == "density" else GeneImage(n_genes, FORMS[rna_form], rna_input == "learned")

@@ -27,7 +27,7 @@ from istseg.errors import InputError
 from istseg.network.augment import Example, augment
 from istseg.network.dataset import PatchStore
 from istseg.network.inference import autocast_to, precision_of
-from istseg.network.loss import LossSums, loss_sums
+from istseg.network.loss import Loss, LossSums, loss_sums
 from istseg.network.rna_image import rna_channel
 
 log = logging.getLogger("istseg")
@@ -225,7 +225,7 @@ def _epoch(
     return total / max(pixels, 1), rate
 
 
-def backward(model: nn.Module, batch: Batch, device: str) -> LossSums:
+def backward(model: nn.Module, batch: Batch, device: str, loss: Loss = loss_sums) -> LossSums:
     """Add the gradients of the mean loss over the pixels of the whole batch that teach."""
     n = len(batch[0])
     # Statistics of a batch need the batch in one piece; frozen ones do not, nor do backbones without any.
@@ -237,7 +237,7 @@ def backward(model: nn.Module, batch: Batch, device: str) -> LossSums:
         stains, rna, *wanted = (t[start : start + piece] for t in batch)
         with autocast(device):
             output = model(stains, rna)
-        sums = loss_sums(output, *wanted)
+        sums = loss(output, *wanted)
         replace(sums, pixels=pixels).loss.backward()
         parts.append((sums.flow.detach(), sums.cell.detach()))
     return LossSums(sum(p[0] for p in parts), sum(p[1] for p in parts), pixels)

@@ -6,11 +6,12 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from istseg.artifacts.files import sha256 as digest_of
 from istseg.artifacts.files import whole
@@ -22,6 +23,9 @@ CARD_KEY = "istseg_card"
 SCRATCH = "scratch"
 """In place of a base: untrained weights."""
 _SHOWN = 6
+
+Model = TypeVar("Model", bound=nn.Module)
+Card = TypeVar("Card", bound=ModelCard)
 
 
 def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCard]:
@@ -44,6 +48,45 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
         If the file is missing, has another digest, cannot be read, lacks a card, or its tensors are not those of the network: all keys are named.
     """
     path = Path(path)
+    digest = checked_digest(path, sha256)
+    if path.suffix == ".safetensors":
+        tensors, card = read_safetensors(path)
+    elif path.suffix in (".pt", ".pth"):
+        tensors, card = read_pt(path, "rna2seg"), published_card(path.stem)
+    else:
+        raise InputError(
+            f"{path}: weights must be a .safetensors file of istseg or a .pt file of the package rna2seg, not {path.suffix or 'a file without suffix'}."
+        )
+    model = Rna2Seg(card.backbone, card.rna_input, len(card.genes), card.rna_form)
+    return fill(model, tensors, path, f"the network with the backbone {card.backbone}"), replace(card, sha256=digest)
+
+
+def fill(model: Model, tensors: dict[str, Tensor], path: Path, what: str) -> Model:
+    """Give a network the tensors of a file; gives it in evaluation mode.
+
+    Parameters
+    ----------
+    what
+        Names the network in messages.
+
+    Raises
+    ------
+    InputError
+        If the tensors are not those of the network, or not finite.
+    """
+    _check(tensors, model.state_dict(), path, what)
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
+    return model.eval()
+
+
+def checked_digest(path: Path, sha256: str | None) -> str:
+    """sha256 of a file of weights.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or has another digest than asked for.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should hold the weights of the network (.safetensors, or .pt of the published package).")
     digest = digest_of(path)
@@ -51,18 +94,7 @@ def load(path: str | Path, sha256: str | None = None) -> tuple[Rna2Seg, ModelCar
         raise InputError(
             f"{path}: its sha256 is {digest}, not {sha256} as asked for; the file is damaged or another one: copy it again or correct the checksum."
         )
-    if path.suffix == ".safetensors":
-        tensors, card = _read_safetensors(path)
-    elif path.suffix in (".pt", ".pth"):
-        tensors, card = _read_pt(path), published_card(path.stem)
-    else:
-        raise InputError(
-            f"{path}: weights must be a .safetensors file of istseg or a .pt file of the package rna2seg, not {path.suffix or 'a file without suffix'}."
-        )
-    model = Rna2Seg(card.backbone, card.rna_input, len(card.genes), card.rna_form)
-    _check(tensors, model.state_dict(), path, card.backbone)
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
-    return model.eval(), replace(card, sha256=digest)
+    return digest
 
 
 def published_card(name: str) -> ModelCard:
@@ -96,7 +128,7 @@ def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool =
     path
         Of the file, `.safetensors`.
     model
-        A `Rna2Seg`.
+        A `Rna2Seg`, or another network with a card of its own.
     card
         Stored inside, but for its sha256.
     half
@@ -134,7 +166,14 @@ def _stored(key: str, value: Tensor, half: bool) -> Tensor:
     return (small if half and torch.isfinite(small).all() else value.float()).contiguous()
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+def read_safetensors(path: Path, card_type: type[Card] = ModelCard) -> tuple[dict[str, Tensor], Card]:
+    """Tensors and card of a file that `save` wrote.
+
+    Raises
+    ------
+    InputError
+        If it is no such file, or its card is not of the type.
+    """
     try:
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata() or {}
@@ -146,10 +185,22 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             f"{path}: carries no model card (metadata entry {CARD_KEY}), so its resolution and RNA image are unknown; "
             "use a file that istseg wrote, or the package's .pt."
         )
-    return tensors, ModelCard.from_json(metadata[CARD_KEY], str(path))
+    return tensors, card_type.from_json(metadata[CARD_KEY], str(path))
 
 
-def _read_pt(path: Path) -> dict[str, Tensor]:
+def read_pt(path: Path, package: str) -> dict[str, Tensor]:
+    """State dict of a foreign file; nothing inside it is run.
+
+    Parameters
+    ----------
+    package
+        Names in messages what writes such files.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is not a dict of tensors.
+    """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -157,21 +208,16 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
         reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) or not str(error) else str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a state dict of tensors ({reason}); it may be cut off, or hold code, which is never run.") from None
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise InputError(f"{path}: is not a state dict (name → tensor), as the package rna2seg writes it.")
+        raise InputError(f"{path}: is not a state dict (name → tensor), as the package {package} writes it.")
     return stored
 
 
-def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, backbone: str) -> None:
+def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, what: str) -> None:
     problems = []
     if missing := [k for k in wanted if k not in found]:
-        problems.append(
-            f"{path}: lacks {len(missing)} of the {len(wanted)} tensors of the network with the backbone {backbone}: {_list(missing)}; "
-            "partial weights are not used."
-        )
+        problems.append(f"{path}: lacks {len(missing)} of the {len(wanted)} tensors of {what}: {_list(missing)}; partial weights are not used.")
     if unknown := [k for k in found if k not in wanted]:
-        problems.append(
-            f"{path}: has {len(unknown)} tensors that the network with the backbone {backbone} does not know: {_list(unknown)}; is it another architecture?"
-        )
+        problems.append(f"{path}: has {len(unknown)} tensors that {what} does not know: {_list(unknown)}; is it another architecture?")
     shapes = [f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
     if shapes:
         problems.append(f"{path}: has {len(shapes)} tensors of a wrong shape: {_list(shapes)}.")

@@ -5,19 +5,18 @@ The painter is the one that the base model is trained on, with other seeds: the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from istseg.grid import DEFAULT_WORKING_UM
 from istseg.network.card import ModelCard
-from istseg.network.dynamics import labels_from_field
-from istseg.network.inference import Predictor
-from istseg.network.model import Rna2Seg
+from istseg.network.weights import Card
+from istseg.pretrain.kinds import KINDS, LOGIT_THRESHOLDS, MIN_AREA_PX, Kind
 from istseg.pretrain.lessons import Crops, rna_image, seen
 from istseg.pretrain.paint import CYTOPLASM, RANDOM, RING, Controls, Scene, paint
 from istseg.pretrain.randomness import Draw
@@ -27,11 +26,7 @@ from istseg.qc.matching import match_labels, precision
 
 HELD_OUT_SEED, FILTER_SEED = 99_991, 88_801
 """Seeds that no training uses: of the held-out pictures, and of those on which the filter is chosen."""
-MIN_AREA_PX = 12.8 / DEFAULT_WORKING_UM**2
-"""`segment`'s default of 12.8 µm²: what is judged is what users get."""
 IOUS = (0.5, 0.75)
-MIN_FLOWS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-LOGIT_THRESHOLDS = (-1.0, -0.5, 0.0)
 BROKEN_CELLS = 0.3
 
 
@@ -81,7 +76,13 @@ class Picture:
 
 
 def evaluate(
-    model: Rna2Seg, card: ModelCard, device: torch.device, per_family: int = 1, side: int = 384, conditions: dict[str, Condition] | None = None
+    model: nn.Module,
+    card: ModelCard,
+    device: torch.device,
+    per_family: int = 1,
+    side: int = 384,
+    conditions: dict[str, Condition] | None = None,
+    kind: Kind = KINDS["istseg"],
 ) -> list[dict[str, Any]]:
     """Figures for each condition.
 
@@ -93,6 +94,8 @@ def evaluate(
         Of a picture, working pixels, a multiple of 32.
     conditions
         Default: `CONDITIONS`.
+    kind
+        Of the network.
 
     Returns
     -------
@@ -100,40 +103,40 @@ def evaluate(
     cells that match none). Cells that neither a visible nucleus nor a stain shows, and cells below
     segment's smallest area, count neither as missed nor as found.
     """
-    predictor = Predictor(model, card, device)
+    predictor = kind.predictor(model, card, device)
     tissues = _tissues(HELD_OUT_SEED, device, per_family, side)
     records = []
     for name, condition in track(list((conditions or CONDITIONS).items()), "held-out tissue"):
         tallies = []
         for picture in pictures(tissues, condition, card.rna_form, HELD_OUT_SEED, device):
-            cells = _cells(predictor.predict(picture.inputs)[0], card.logit_threshold, card.min_flow, predictor.device)
-            tallies.append(tally(picture, cells))
+            tallies.append(tally(picture, kind.cells(predictor.predict(picture.inputs)[0], card, predictor.device)))
         records.append({"condition": name} | figures(tallies))
     return records
 
 
-def choose_filter(model: Rna2Seg, card: ModelCard, device: torch.device, per_family: int = 1, side: int = 384) -> tuple[float, float, list[dict[str, float]]]:
-    """Logit threshold and least mean flow with the best AP@0.5 over random stains, on pictures that are used for nothing else.
+def choose_filter(
+    model: nn.Module, card: Card, device: torch.device, per_family: int = 1, side: int = 384, kind: Kind = KINDS["istseg"]
+) -> tuple[Card, list[dict[str, float]]]:
+    """Logit threshold and strictness (`Kind.strictness`: least mean flow) with the best AP@0.5 over random stains, on pictures that are used for nothing else.
 
     Returns
     -------
-    (logit_threshold, min_flow, table) with one record `logit_threshold`, `min_flow`, `ap@0.5`, `false@0.5` per pair that was tried.
+    The card with both, and a table with one record `logit_threshold`, `min_flow` (or the name of the other strictness), `ap@0.5`, `false@0.5` per pair that
+    was tried.
     """
-    predictor = Predictor(model, card, device)
+    predictor = kind.predictor(model, card, device)
     tissues = _tissues(FILTER_SEED, device, per_family, side)
     shown = [CONDITIONS[f"random stains, {k} beside DAPI"] for k in (0, 1, 2, 3)]
-    tallies: dict[tuple[float, float], list[dict[str, Any]]] = {(t, f): [] for t in LOGIT_THRESHOLDS for f in MIN_FLOWS}
+    tallies: dict[tuple[float, float], list[dict[str, Any]]] = defaultdict(list)
     for condition in track(shown, "filter"):
         for picture in pictures(tissues, condition, card.rna_form, FILTER_SEED, device):
             field = predictor.predict(picture.inputs)[0]
             for threshold in LOGIT_THRESHOLDS:
-                cells = _cells(field, threshold, 0.0, predictor.device)
-                strength = _mean_flow(field, cells)
-                for min_flow in MIN_FLOWS:
-                    tallies[threshold, min_flow].append(tally(picture, np.where((strength >= min_flow)[cells], cells, 0)))
-    table = [{"logit_threshold": t, "min_flow": f} | figures(of_pair) for (t, f), of_pair in tallies.items()]
+                for strictness, cells in kind.tried(field, threshold, predictor.device):
+                    tallies[threshold, strictness].append(tally(picture, cells))
+    table = [{"logit_threshold": t, kind.strictness: f} | figures(of_pair) for (t, f), of_pair in tallies.items()]
     best = max(table, key=lambda record: record["ap@0.5"])
-    return best["logit_threshold"], best["min_flow"], table
+    return replace(card, **{name: best[name] for name in ("logit_threshold", kind.strictness)}), table
 
 
 def pictures(tissues: Tissues, condition: Condition, rna_form: str, seed: int, device: torch.device) -> Iterator[Picture]:
@@ -176,16 +179,6 @@ def _tissues(seed: int, device: torch.device, per_family: int, side: int) -> Tis
     families = torch.arange(len(NAMES), device=device).repeat_interleave(per_family)
     draw = Draw(seed, device)
     return Tissues.join([make_tissues(draw, len(part), side, part) for part in families.split(4)])
-
-
-def _cells(field: Tensor, logit_threshold: float, min_flow: float, device: torch.device) -> np.ndarray:
-    return labels_from_field(field, logit_threshold, min_flow=min_flow, min_area_wpx=MIN_AREA_PX, device=device)
-
-
-def _mean_flow(field: Tensor, cells: np.ndarray) -> np.ndarray:
-    """Mean length of the flow of each label, by label."""
-    length = field[:2].square().sum(0).sqrt().cpu().numpy()
-    return np.bincount(cells.ravel(), weights=length.ravel()) / np.maximum(np.bincount(cells.ravel()), 1)
 
 
 def _large_enough(labels: Tensor) -> Tensor:

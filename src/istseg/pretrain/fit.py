@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from istseg.network.training import CLIP_NORM, backward, measure_statistics
+from istseg.pretrain.kinds import KINDS, Kind
 from istseg.pretrain.lessons import MEMBRANES, Lesson, make_lesson
 from istseg.pretrain.randomness import Draw
 from istseg.pretrain.tissue import Tissues, make_tissues
@@ -73,7 +74,7 @@ class Trained:
     curve: list[dict[str, float]]
 
 
-def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
+def fit(model: nn.Module, recipe: Recipe, device: torch.device, kind: Kind = KINDS["istseg"]) -> Trained:
     """Train.
 
     Parameters
@@ -84,6 +85,8 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
         How.
     device
         Of `network.inference.open_device`.
+    kind
+        Of the network.
     """
     draw = Draw(recipe.seed, device)
     started = time.monotonic()
@@ -93,7 +96,7 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
     model = model.to(device, memory_format=torch.channels_last).train(not recipe.freeze_norm)
     averaged = copy.deepcopy(model)
     optimiser = _optimiser(model, recipe)
-    lessons = _lessons(draw, tissues, recipe)
+    lessons = _lessons(draw, tissues, recipe, kind)
     curve: list[dict[str, float]] = []
     begun = time.monotonic()
     step = 0
@@ -107,7 +110,7 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
         for group in optimiser.param_groups:
             group["lr"] = rate
         lesson = next(lessons)
-        sums = backward(model, (lesson.stains, lesson.rna, lesson.flow, lesson.cell, lesson.teach), device.type)
+        sums = backward(model, (lesson.stains, lesson.rna, lesson.maps, lesson.cell, lesson.teach), device.type, kind.loss)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -124,7 +127,7 @@ def fit(model: nn.Module, recipe: Recipe, device: torch.device) -> Trained:
             mean = {k: sum(c[k] for c in recent) / len(recent) for k in ("loss", "flow", "cell")}
             log.info("step %d: loss %.4f (flow %.4f, cell %.4f), %.1f s", step, mean["loss"], mean["flow"], mean["cell"], time.monotonic() - begun)
     facts = asdict(recipe) | {"steps": step, "crops": step * recipe.batch_size, "tissues": n_made, "training_seconds": round(time.monotonic() - begun)}
-    return Trained(_finished(averaged, draw, tissues, recipe, device), facts, curve)
+    return Trained(_finished(averaged, _lessons(draw, tissues, recipe, kind), recipe, device), facts, curve)
 
 
 def _stock(draw: Draw, recipe: Recipe) -> Tissues:
@@ -132,12 +135,12 @@ def _stock(draw: Draw, recipe: Recipe) -> Tissues:
     return Tissues.join([make_tissues(draw, min(at_once, recipe.n_tissues - i), recipe.tissue_side) for i in range(0, recipe.n_tissues, at_once)])
 
 
-def _lessons(draw: Draw, tissues: Tissues, recipe: Recipe) -> Iterator[Lesson]:
+def _lessons(draw: Draw, tissues: Tissues, recipe: Recipe, kind: Kind) -> Iterator[Lesson]:
     """Batches without end; the stock of tissues may change meanwhile."""
     while True:
         membranes = list(MEMBRANES)[int(draw.choice(tuple(MEMBRANES.values()), 1))]
         at_once = recipe.batch_size * PAINTED_AT_ONCE[draw.device.type]
-        yield from make_lesson(draw, tissues, at_once, membranes, recipe.side).split(recipe.batch_size)
+        yield from make_lesson(draw, tissues, at_once, membranes, recipe.side, kind.targets).split(recipe.batch_size)
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -157,11 +160,11 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def _finished(averaged: nn.Module, draw: Draw, tissues: Tissues, recipe: Recipe, device: torch.device) -> nn.Module:
+def _finished(averaged: nn.Module, lessons: Iterator[Lesson], recipe: Recipe, device: torch.device) -> nn.Module:
     """A copy of the averaged weights, its batch-norm statistics measured anew unless they are frozen (those of the average are not the average of those)."""
     model = copy.deepcopy(averaged)
     if recipe.freeze_norm:
         return model.eval()
-    lessons = islice(_lessons(draw, tissues, recipe), STATISTICS_BATCHES)
-    measure_statistics(model, ((lesson.stains, lesson.rna) for lesson in lessons), device.type)
+    shown = ((lesson.stains, lesson.rna) for lesson in islice(lessons, STATISTICS_BATCHES))
+    measure_statistics(model, shown, device.type)
     return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,28 +46,36 @@ class Crops:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A training batch: inputs `stains` (B, 1 + K, S, S) and `rna` (B, 1, S, S); targets `flow` (B, 2, S, S), `cell` and `teach` (B, S, S) bool."""
+    """A training batch: inputs `stains` (B, 1 + K, S, S) and `rna` (B, 1, S, S); targets `maps` (B, C, S, S), `cell` and `teach` (B, S, S) bool."""
 
     stains: Tensor
     rna: Tensor
-    flow: Tensor
+    maps: Tensor
     cell: Tensor
     teach: Tensor
 
     def split(self, size: int) -> list[Lesson]:
         """Smaller batches."""
-        parts = zip(*(t.split(size) for t in (self.stains, self.rna, self.flow, self.cell, self.teach)), strict=True)
+        parts = zip(*(t.split(size) for t in (self.stains, self.rna, self.maps, self.cell, self.teach)), strict=True)
         return [Lesson(*part) for part in parts]
 
 
+Targets = Callable[[Crops], Tensor]
+
+
+def flows(crops: Crops) -> Tensor:
+    """Targets of our network: the unit flows."""
+    return crops.flow
+
+
 @torch.no_grad()
-def make_lesson(draw: Draw, tissues: Tissues, n: int, membranes: int, side: int) -> Lesson:
-    """Draw a batch of `n` crops of `side` working pixels with `membranes` membrane stains."""
+def make_lesson(draw: Draw, tissues: Tissues, n: int, membranes: int, side: int, targets: Targets = flows) -> Lesson:
+    """Draw a batch of `n` crops of `side` working pixels with `membranes` membrane stains; `targets` makes the maps that the network should give."""
     crops = crop(draw, tissues, n, side)
     stains, counts = paint(draw, Scene(crops.labels, crops.nuclei), membranes)
     stains = change_look(draw, stains).contiguous(memory_format=torch.channels_last)
     shown = seen(crops, stains)
-    return Lesson(stains, rna_images(draw, counts), crops.flow * shown[:, None], shown, torch.ones_like(shown))
+    return Lesson(stains, rna_images(draw, counts), targets(crops) * shown[:, None], shown, torch.ones_like(shown))
 
 
 def crop(draw: Draw, tissues: Tissues, n: int, side: int) -> Crops:
