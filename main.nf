@@ -47,6 +47,7 @@ workflow {
                 teacher: params.teacher,
                 nuclei_weights: params.nuclei_weights ? file(params.nuclei_weights, glob: false) : [],
                 cyto_weights: params.cyto_weights ? file(params.cyto_weights, glob: false) : [],
+                genesegnet_weights: 'genesegnet' in params.compare.tokenize(',') && params.genesegnet_weights ? file(params.genesegnet_weights, glob: false) : [],
                 base_model: params.base_model == 'scratch' ? [] : file(params.base_model, glob: false),
                 finetune: params.finetune,
                 // The run's teacher, asked for by its own name, is not computed twice.

@@ -17,12 +17,12 @@ workflow COMPARATORS {
     options   // map: parameters that change the road
 
     main:
-    tile_wise = options.compare.intersect(['watershed', 'cellpose', 'expansion'])
+    tile_wise = options.compare.intersect(['watershed', 'cellpose', 'expansion', 'genesegnet'])
     programs = options.compare.intersect(['proseg', 'comseg', 'baysor'])
 
     // Keys are [meta, method] from here on.
     lessons = by_tile.tiles.join(by_tile.taught, by: [0, 1]).combine(channel.fromList(tile_wise))
-    COMPARATOR_TILES(lessons.map { meta, batch, tiles, taught, method -> [meta, method, batch, tiles, taught] }, options.nuclei_weights, options.cyto_weights)
+    COMPARATOR_TILES(lessons.map { meta, batch, tiles, taught, method -> [meta, method, batch, tiles, taught] }, options.nuclei_weights, options.cyto_weights, options.genesegnet_weights)
     labelled = COMPARATOR_TILES.out.labels.map { meta, method, batch, labels -> [[meta, method], batch, labels] }
     sizes = by_tile.sizes.combine(channel.fromList(tile_wise)).map { meta, batch, n, method -> [[meta, method], batch, n] }
     whole = whole_samples(labelled, sizes).map { key, labels -> key + [labels] }

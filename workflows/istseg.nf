@@ -31,7 +31,7 @@ workflow ISTSEG {
     main:
     listed = samples.toList()
     annotated = annotations.filter { meta, truth, unit -> truth }.toList()
-    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.limits, options.marker_pairs, options.markers)
+    PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.genesegnet_weights, options.limits, options.marker_pairs, options.markers)
 
     // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
     CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })

@@ -3,7 +3,7 @@
  *
  * in   samplesheet; samples ([id, raw_state]) and their raw folders in the same order; ids of those with annotated cells and these in the same order; all parameters as JSON;
  *      nextflow_schema.json;
- *      base model, weights of the teacher cellpose, limits of the report's checks, lists of genes, each [] where there are none
+ *      base model, weights of cellpose and of genesegnet, limits of the report's checks, lists of genes, each [] where there are none
  * out  preflight.json: the resolved samples
  */
 process PREFLIGHT {
@@ -22,6 +22,7 @@ process PREFLIGHT {
     path base_model, stageAs: 'input/model/*'
     path nuclei_weights, stageAs: 'input/nuclei_weights'
     path cyto_weights, stageAs: 'input/cyto_weights'
+    path genesegnet_weights, stageAs: 'input/genesegnet/*'
     path limits, stageAs: 'input/limits.yaml'
     path marker_pairs, stageAs: 'input/marker_pairs.csv'
     path markers, stageAs: 'input/markers.csv'
@@ -44,6 +45,7 @@ process PREFLIGHT {
         base_model ? '--model input/model/*' : '',
         nuclei_weights ? "--nuclei-weights ${nuclei_weights}" : '',
         cyto_weights ? "--cyto-weights ${cyto_weights}" : '',
+        genesegnet_weights ? '--genesegnet-weights input/genesegnet/*' : '',
         limits ? "--limits ${limits}" : '',
         marker_pairs ? "--marker-pairs ${marker_pairs}" : '',
         markers ? "--markers ${markers}" : '',

@@ -120,6 +120,7 @@ def preflight(
     model: Annotated[Optional[Path], typer.Option(help="Base model of the run.")] = None,
     nuclei_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
     cyto_weights: Annotated[Optional[Path], typer.Option(help="Weights of the teacher cellpose.")] = None,
+    genesegnet_weights: Annotated[Optional[Path], typer.Option(help="Weights of the comparator genesegnet.")] = None,
     limits: Annotated[Optional[Path], typer.Option(help="Limits of the report's checks (qc_thresholds).")] = None,
     programs: Annotated[
         Optional[Path], typer.Option(help="Folder of the comparators' programs (`make comparators`); left out where they are containers.")
@@ -133,7 +134,7 @@ def preflight(
     stage.run(
         samplesheet=samplesheet, out=out, raw=_pairs("raw", raw), annotations=_pairs("annotations", annotations), params=params, schema=schema,
         device=device, disk=disk, model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
-        programs=programs, marker_pairs=marker_pairs, markers=markers,
+        genesegnet_weights=genesegnet_weights, programs=programs, marker_pairs=marker_pairs, markers=markers,
     )  # fmt: skip
 
 
@@ -440,7 +441,7 @@ def export(
 
 @comparator_app.command(name="tiles")
 def comparator_tiles(
-    method: Annotated[str, typer.Option(help="A tile-wise comparator: watershed, cellpose, expansion.")],
+    method: Annotated[str, typer.Option(help="A tile-wise comparator: watershed, cellpose, expansion, genesegnet.")],
     tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
     out: Out,
     teacher_labels: Annotated[Optional[Path], typer.Option(**Existing, help="Folder with the teacher's labels of these tiles, by tile id: its nuclei.")] = None,
@@ -453,6 +454,10 @@ def comparator_tiles(
     min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
     min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
     expansion_um: Annotated[float, typer.Option(min=0, max=30, help="How far `expansion` lets nuclei grow.")] = 5.0,
+    genesegnet_weights: Annotated[Optional[Path], typer.Option(help="Weights of `genesegnet`.")] = None,
+    genesegnet_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    genesegnet_membranes: Annotated[bool, typer.Option(help="`genesegnet` sees the membrane stains; else the nucleus stain alone.")] = True,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of `genesegnet`; as in segment.")] = Precision.auto,
     density_sigma_um: Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")] = 1.08,
     contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
     intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
@@ -465,8 +470,9 @@ def comparator_tiles(
 
     settings = Settings(
         sizes=Sizes(nucleus_diameter_um, cell_diameter_um, min_nucleus_area_um2, min_cell_area_um2), teacher_labels=teacher_labels,
-        weights={"nuclei": nuclei_weights, "cyto": cyto_weights}, sha256={"nuclei": nuclei_sha256, "cyto": cyto_sha256},
-        expansion_um=expansion_um, device=device,
+        weights={"nuclei": nuclei_weights, "cyto": cyto_weights, "genesegnet": genesegnet_weights},
+        sha256={"nuclei": nuclei_sha256, "cyto": cyto_sha256, "genesegnet": genesegnet_sha256},
+        expansion_um=expansion_um, membranes=genesegnet_membranes, device=device, precision=precision.value,
     )  # fmt: skip
     stage.tiles(method=method, tiles=tile, out=out, settings=settings, density_sigma_um=density_sigma_um, contain=contain, intersect=intersect)
 

@@ -109,6 +109,30 @@ def check_tiles(index: TileIndex, sources: list[Source]) -> list[str]:
     return problems
 
 
+def check_alike(index: TileIndex, source: Source) -> list[str]:
+    """Problems of tiles that were not made by one model, with the same parameters and in the same arithmetic."""
+    models: dict[str, str] = {}
+    arithmetic: dict[str, list[str]] = {}
+    for tile in index.tiles:
+        name = tile["tile_id"]
+        meta = source.folder / name / "meta.json"
+        if meta.is_file():
+            method = read_json(meta, f"the meta.json of the stage {source.stage}").get("method", {})
+            models.setdefault(f"{method.get('model_sha256')} {method.get('membranes')} {method.get('parameters')}", name)
+            arithmetic.setdefault(" ".join(str(method.get(key)) for key in ("precision", "device", "network")), []).append(name)
+    problems = []
+    if len(models) > 1:
+        where = ", ".join(models.values())
+        problems.append(f"{source.folder}: tiles were segmented by different models or parameters, e.g. {where}; run {source.stage} again for all tiles.")
+    if len(arithmetic) > 1:
+        where = "; ".join(f"{how}: {len(names)} tiles, e.g. {names[0]}" for how, names in sorted(arithmetic.items()))
+        problems.append(
+            f"{source.folder}: tiles were segmented in different arithmetic ({where}), so cells at the border of two tiles may be there twice or not at "
+            f"all; set --precision to bf16 or float32 instead of auto, keep to one device, and run {source.stage} again for all tiles."
+        )
+    return problems
+
+
 def _problems_of(folder: Path, stage: str, sample: str, tile: dict[str, Any], layers: list[str]) -> list[str]:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         return [f"{folder}: lacks {', '.join(missing)}, but tiles.json names this tile; run {stage} for it."]

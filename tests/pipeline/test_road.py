@@ -80,18 +80,18 @@ def test_without_comparison_exports_and_with_one_model_per_sample(nextflow):
 
 def test_every_comparator_goes_through_the_same_stages(nextflow):
     """The run's teacher by its own name is `teacher`; foreign programs go through prepare and collect."""
-    asked = "vendor,watershed,cellpose,expansion,proseg,comseg,baysor"
+    asked = "vendor,watershed,cellpose,expansion,genesegnet,proseg,comseg,baysor"
     (nextflow.folder / "weights").touch()
     weights = ("--nuclei_weights", nextflow.folder / "weights", "--cyto_weights", nextflow.folder / "weights")
     run = nextflow.run("--input", samples(nextflow, "a", "b"), "-stub-run", "--compare", asked, "--exports", "none", *weights)
     done = tasks(run)
     assert {name: done[name] for name in ("COMPARATOR_TILES", "COMPARATOR_MERGE", "PROSEG", "COMSEG", "BAYSOR")} == {
-        "COMPARATOR_TILES": 4, "COMPARATOR_MERGE": 4, "PROSEG": 2, "COMSEG": 2, "BAYSOR": 2,
+        "COMPARATOR_TILES": 6, "COMPARATOR_MERGE": 6, "PROSEG": 2, "COMSEG": 2, "BAYSOR": 2,
     }  # fmt: skip
     assert done["COMPARATOR_PREPARE"] == done["COMPARATOR_COLLECT"] == 6
-    assert done["ASSIGN"] == done["ASSESS"] == 16
+    assert done["ASSIGN"] == done["ASSESS"] == 18
     files = run.files()
-    for name in ("istseg", "teacher", "vendor", "cellpose", "expansion", "proseg", "comseg", "baysor"):
+    for name in ("istseg", "teacher", "vendor", "cellpose", "expansion", "genesegnet", "proseg", "comseg", "baysor"):
         assert {f"{sample}/{name}/metrics.json" for sample in "ab"} <= files
     assert {"a/expansion.cells.parquet", "a/expansion.merge.json", "a/proseg.cells.parquet", "a/proseg.assignment.parquet"} <= files
     assert "a/watershed.cells.parquet" not in files

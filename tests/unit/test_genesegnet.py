@@ -162,7 +162,7 @@ def test_a_cell_is_the_same_in_every_array_also_with_ties(painting):
 def test_two_tilings_give_the_same_cells(painting, tmp_path):
     """With random weights: whatever the network says, it says the same in every tile."""
     labeller = GeneSegNetLabeller(saved(tmp_path), None, True, 3.0)
-    object.__setattr__(labeller, "card", replace(labeller.card, logit_threshold=-10.0, centre_threshold=1e-3))
+    labeller.card = replace(labeller.card, logit_threshold=-10.0, centre_threshold=1e-3)
     (one,) = cut(painting, tmp_path / "one", 9)
     whole = labeller.label(Tile.read(one))["cells"]
     assert whole.max() > 10

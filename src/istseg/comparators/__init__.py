@@ -34,13 +34,17 @@ class Settings:
     teacher_labels
         Folder with the tiles' folders of `teach`: the nuclei of methods that take them from the teacher.
     weights
-        Role (`nuclei`, `cyto`, ...) → file.
+        Role (`nuclei`, `cyto`, `genesegnet`) → file.
     sha256
         Role → digest that the file must have.
     expansion_um
         How far `expansion` lets nuclei grow.
+    membranes
+        `genesegnet` sees the membrane stains; else the nucleus stain alone.
     device
         `cpu` or `cuda`.
+    precision
+        Key of `network.inference.PRECISIONS`, for `genesegnet`.
     """
 
     sizes: Sizes = Sizes()
@@ -48,7 +52,9 @@ class Settings:
     weights: Mapping[str, Path | None] = field(default_factory=dict)
     sha256: Mapping[str, str | None] = field(default_factory=dict)
     expansion_um: float = 5.0
+    membranes: bool = True
     device: str = "cpu"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ METHODS = {
         Method("watershed", TILE),
         Method("cellpose", TILE),
         Method("expansion", TILE),
+        Method("genesegnet", TILE),
         Method("proseg", PROGRAM),
         Method("comseg", PROGRAM),
         Method("baysor", PROGRAM),

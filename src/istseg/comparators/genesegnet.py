@@ -20,6 +20,9 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from istseg.artifacts.tiles import Tile
+from istseg.comparators import Settings, Surroundings
+from istseg.errors import InputError, as_written
+from istseg.grid import DEFAULT_WORKING_UM
 from istseg.network import weights
 from istseg.network.card import ModelCard
 from istseg.network.dynamics import tidy
@@ -27,7 +30,7 @@ from istseg.network.field import blend_windows
 from istseg.network.inference import Predictor, choose_precision, open_device
 from istseg.network.unet import UNet
 
-ARCHITECTURE = "genesegnet"
+ARCHITECTURE = ROLE = "genesegnet"
 GENE_MAPS = ("density", "location")
 """What the network sees of the transcripts. `density`: our RNA image. `location`: the published one, a Gaussian at every transcript, the highest counts."""
 LOCATION_SIGMA_PX, LOCATION_LEAST = 7.0, 0.01
@@ -329,3 +332,30 @@ class GeneSegNetLabeller:
 
     def _predict(self, batch: Tensor) -> Tensor:
         return self._predictor.predict(batch if self.membranes else batch[:, [0, -1]])
+
+
+def make(settings: Settings) -> GeneSegNetLabeller:
+    """The network with the weights of the run.
+
+    Raises
+    ------
+    InputError
+        If weights are not given or cannot be used.
+    """
+    path = settings.weights.get(ROLE)
+    if path is None:
+        raise InputError("the comparator `genesegnet` needs weights; give them with --genesegnet-weights (istseg has some in assets/models).")
+    return GeneSegNetLabeller(path, settings.sha256.get(ROLE), settings.membranes, settings.sizes.min_cell_area_um2, settings.device, settings.precision)
+
+
+def problems(surroundings: Surroundings) -> list[str]:
+    """Weights that are missing, have another digest, are no GeneSegNet or were made for another resolution."""
+    path, params = surroundings.weights.get(ROLE), surroundings.params
+    if path is None:
+        return ["needs --genesegnet_weights, a file with weights of GeneSegNet."]
+    try:
+        _, card = load(path, params.get("genesegnet_sha256"))
+        card.check_tile(float(params.get("working_um") or DEFAULT_WORKING_UM), "--working_um")
+    except InputError as error:
+        return [as_written(text, path, params.get("genesegnet_weights")) for text in error.problems]
+    return []

@@ -22,7 +22,7 @@ from istseg.artifacts.tiles import Tile, TileIndex
 from istseg.comparators import Settings, neutral
 from istseg.errors import InputError
 from istseg.locate import LabelLocator, Locator, PolygonLocator
-from istseg.merging import Source, check_tiles, merge_sources
+from istseg.merging import Source, check_alike, check_tiles, merge_sources
 from istseg.progress import track
 from istseg.raw.polygons import single
 from istseg.stages import calibrate, teach
@@ -71,12 +71,12 @@ def merge(*, segmentation: str, tiles_json: Path, labels: Path, out: Path) -> No
     Raises
     ------
     InputError
-        If a tile of tiles.json has no folder, or its files are of another sample or tiling.
+        If a tile of tiles.json has no folder, its files are of another sample or tiling, or tiles were not labelled alike.
     """
     index, out = TileIndex.read(tiles_json), Path(out)
     layer, reason = _layer(index, Path(labels))
     source = Source(segmentation, f"{segmentation}.cells.parquet", "comparator tiles", Path(labels), layer, f"{segmentation}_")
-    if problems := check_tiles(index, [source]):
+    if problems := check_tiles(index, [source]) + check_alike(index, source):
         raise InputError(problems)
     record = merge_sources(index, [source], out, f"{segmentation}.labels.zarr")
     record["segmentations"][segmentation]["layer_reason"] = reason

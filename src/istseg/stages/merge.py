@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from istseg.artifacts.files import read_json, write_json
+from istseg.artifacts.files import write_json
 from istseg.artifacts.thresholds import Thresholds
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
-from istseg.merging import Source, check_tiles, merge_sources
+from istseg.merging import Source, check_alike, check_tiles, merge_sources
 
 log = logging.getLogger("istseg")
 
@@ -52,38 +52,14 @@ def run(*, tiles_json: Path, cells: Path, teacher: Path, thresholds: Path, out: 
         Source("teacher", "teacher.cells.parquet", "teach", Path(teacher), layer, "t"),
         Source("nuclei", "nuclei.parquet", "teach", Path(teacher), NUCLEI, "n"),
     ]
-    _check(index, sources)
+    if problems := check_tiles(index, sources) + check_alike(index, sources[0]):
+        raise InputError(problems)
     out = Path(out)
     record = merge_sources(index, sources, out, "labels.zarr")
     record["n_cut"] = record["segmentations"]["istseg"]["n_cut"]
     record["teacher_layer"] = {"layer": layer, "reason": reason}
     write_json(out / "merge.json", record)
     log.info("%s: %s", index.sample, ", ".join(f"{made['n']} {name}" for name, made in record["segmentations"].items()))
-
-
-def _check(index: TileIndex, sources: list[Source]) -> None:
-    """Tiles are there and all of ours were segmented alike."""
-    problems = check_tiles(index, sources)
-    models: dict[str, str] = {}
-    arithmetic: dict[str, list[str]] = {}
-    for tile in index.tiles:
-        name = tile["tile_id"]
-        meta = sources[0].folder / name / "meta.json"
-        if meta.is_file():
-            method = read_json(meta, "the meta.json of the stage segment").get("method", {})
-            models.setdefault(f"{method.get('model_sha256')} {method.get('parameters')}", name)
-            arithmetic.setdefault(" ".join(str(method.get(key)) for key in ("precision", "device", "network")), []).append(name)
-    if len(models) > 1:
-        where = ", ".join(models.values())
-        problems.append(f"{sources[0].folder}: tiles were segmented by different models or parameters, e.g. {where}; run segment again for all tiles.")
-    if len(arithmetic) > 1:
-        where = "; ".join(f"{how}: {len(names)} tiles, e.g. {names[0]}" for how, names in sorted(arithmetic.items()))
-        problems.append(
-            f"{sources[0].folder}: tiles were segmented in different arithmetic ({where}), so cells at the border of two tiles may be there twice or not at "
-            "all; set --precision to bf16 or float32 instead of auto, keep to one device, and run segment again for all tiles."
-        )
-    if problems:
-        raise InputError(problems)
 
 
 def _teacher_layer(limits: Thresholds) -> tuple[str, str]:

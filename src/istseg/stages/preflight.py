@@ -54,6 +54,7 @@ def run(
     model: Path | None = None,
     nuclei_weights: Path | None = None,
     cyto_weights: Path | None = None,
+    genesegnet_weights: Path | None = None,
     limits: Path | None = None,
     programs: Path | None = None,
     marker_pairs: Path | None = None,
@@ -77,9 +78,9 @@ def run(
         `cpu` or `cuda`.
     disk
         Folder whose free space must hold the results.
-    model, nuclei_weights, cyto_weights
-        Where the base model and the weights of `cellpose`, as teacher or comparator, are staged; checked with the digests and the
-        working resolution of `params`.
+    model, nuclei_weights, cyto_weights, genesegnet_weights
+        Where the base model, the weights of `cellpose`, as teacher or comparator, and those of the comparator `genesegnet` are staged; checked with the
+        digests and the working resolution of `params`.
     limits
         Where the limits of the report's checks (`qc_thresholds`) are staged.
     programs
@@ -101,7 +102,7 @@ def run(
     _check_model(model, values, problems)
     weights = {"nuclei": nuclei_weights, "cyto": cyto_weights}
     _check_cellpose(weights, values, problems)
-    _check_comparators(weights, programs, values, problems)
+    _check_comparators(weights | {"genesegnet": genesegnet_weights}, programs, values, problems)
     _check_file(limits, "qc_thresholds", report_limits, values, problems)
     _check_file(marker_pairs, "marker_pairs", marker_lists.read_pairs, values, problems)
     _check_file(markers, "markers", marker_lists.read_markers, values, problems)
