@@ -233,8 +233,15 @@ def write_metrics(
             "x": xy[:, 0].round(3).tolist(),
             "y": xy[:, 1].round(3).tolist(),
             "flag": flag[:m].tolist(),
+            "cluster": rng.integers(0, 12, m).tolist(),
             "log_counts": np.log1p(values["n_transcripts"][:m]).round(3).tolist(),
         },
+        "maps": {
+            "square_um": 50.0,
+            **{k: rng.integers(low, high, (20, 30)).tolist() for k, low, high in (("cells", 0, 30), ("flagged", 0, 3), ("transcripts", 0, 5000))},
+        }
+        if n_cells
+        else {},
         "crops": crops,
         "overview": {"file": "overview.png", "um_per_px": 4.1} if pictures else None,
         "method": {"model": "istseg-sim-v1"} if segmentation == "istseg" else {},

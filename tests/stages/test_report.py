@@ -107,6 +107,7 @@ def test_the_json_holds_the_metrics_unchanged(whole):
         for name in segmentations:
             expected = json.loads((folder / "results" / sample / "assess" / name / "metrics.json").read_text())
             n = len(expected.pop("embedding")["x"])
+            del expected["maps"]
             assert entry["segmentations"][name] == {**expected, "n_embedded": n}
     shown = dict(page.numbers)
     rate = metrics["brain"]["istseg"].flags["inconsistent_rate"]
@@ -401,7 +402,7 @@ def test_fifty_samples_in_reasonable_time(tmp_path):
     assert [s["sample"] for s in record["samples"]] == names
     assert all(s["segmented"] for s in record["samples"])
     assert len(json.loads(page.raw["script"][0])) > 50 * 10
-    assert (tmp_path / "report" / "report.html").stat().st_size < 15e6
+    assert (tmp_path / "report" / "report.html").stat().st_size < 18e6
 
 
 def test_eight_full_samples_fit_in_25_mb(tmp_path):

@@ -80,11 +80,15 @@ def test_umap_of_more_cells_than_scanpy_takes_by_brute_force():
     kind = rng.integers(0, 2, 4100)
     counts = rng.poisson(np.where(kind[:, None] == np.arange(12) % 2, 6, 0.2)).astype(np.float32)
     adata = AnnData(sparse.csr_matrix(counts), obs=pd.DataFrame({"n_transcripts": counts.sum(axis=1)}, index=[str(i) for i in range(4100)]))
-    rows, xy, reason = embedding.embed(adata, 10_000, seed=0)
-    assert reason is None and len(rows) == 4100 and np.isfinite(xy).all()
+    found = embedding.embed(adata, 10_000, seed=0)
+    rows, xy = found.rows, found.xy
+    assert found.reason is None and len(rows) == 4100 and np.isfinite(xy).all()
     centres = np.array([np.median(xy[kind[rows] == k], axis=0) for k in (0, 1)])
     spread = max(np.median(np.abs(xy[kind[rows] == k] - centres[k])) for k in (0, 1))
     assert np.linalg.norm(centres[0] - centres[1]) > 3 * spread, "two cell types come apart"
+    for c in range(found.cluster.max() + 1):
+        share = (kind[rows][found.cluster == c] == 0).mean()
+        assert min(share, 1 - share) < 0.02, "no cluster mixes the two types"
 
 
 def test_too_few_for_a_umap():
@@ -92,6 +96,6 @@ def test_too_few_for_a_umap():
     from scipy import sparse
 
     adata = AnnData(sparse.csr_matrix(np.ones((29, 9), np.float32)), obs=pd.DataFrame({"n_transcripts": [9] * 29}, index=[str(i) for i in range(29)]))
-    rows, xy, reason = embedding.embed(adata, 100, seed=0)
-    assert len(rows) == 0 and xy.shape == (0, 2) and "29 cells" in reason
-    assert embedding.embed(adata, 0, seed=0)[2] is None
+    found = embedding.embed(adata, 100, seed=0)
+    assert len(found.rows) == len(found.cluster) == 0 and found.xy.shape == (0, 2) and "29 cells" in found.reason
+    assert embedding.embed(adata, 0, seed=0).reason is None

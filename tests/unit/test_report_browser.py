@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -131,6 +133,41 @@ def test_tabs_pictures_and_sections(open_page):
     page.keyboard.press("Escape")
     assert not page.locator("#lightbox").is_visible()
     assert page.locator("#s2").get_by_text("stopped at").is_visible()
+    assert page.said == []
+
+
+def test_the_table_is_filtered_and_saved_as_it_is_shown(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Cells", exact=True).click()
+    page.get_by_role("searchbox").first.fill("a10")
+    assert page.locator(".cohort tbody tr:visible").count() == 1
+    page.get_by_role("searchbox").first.fill("cosmx")
+    page.get_by_role("searchbox").first.fill("")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download CSV").first.click()
+    table = pd.read_csv(saved.value.path())
+    assert saved.value.suggested_filename == "samples.csv"
+    report = json.loads((Path(page.url.removeprefix("file://")).parent / "report.json").read_text())
+    entries = {s["sample"]: s for s in report["samples"]}
+    assert table["Sample"].tolist() == ["a10", "a9", "lost"]
+    for _, row in table[table["Sample"] != "lost"].iterrows():
+        entry = entries[row["Sample"]]
+        assert row["Verdict"] == entry["verdict"]
+        assert row["Cells"] == entry["segmentations"]["istseg"]["n_cells"]
+        assert row["Spurious"] == pytest.approx(entry["segmentations"]["istseg"]["flags"]["spurious_rate"])
+    assert table.iloc[-1][["Cells", "Spurious"]].isna().all()
+    assert page.said == []
+
+
+def test_a_figure_is_saved_as_svg(open_page):
+    page = open_page()
+    plot = page.locator("[data-figure=s0-flags]")
+    plot.scroll_into_view_if_needed()
+    plot.hover()
+    with page.expect_download() as saved:
+        plot.locator("[data-title='Download plot as SVG']").click()
+    assert saved.value.suggested_filename == "s0-flags.svg"
+    assert Path(saved.value.path()).read_text().startswith("<svg")
     assert page.said == []
 
 

@@ -43,7 +43,9 @@ class Metrics:
     reproducibility
         What `istseg.qc.profiles` gives: halves of the transcripts, nucleus against the rest of the cell.
     embedding
-        `x`, `y`, `flag` (index into FLAGS), `log_counts` of at most 20,000 cells (UMAP); empty lists without.
+        `x`, `y`, `flag` (index into FLAGS), `cluster` (Leiden), `log_counts` of at most 20,000 cells (UMAP); empty lists without.
+    maps
+        Sums over squares of the image, see `istseg.qc.maps`; empty without cells inside.
     crops
         `{"file", "cell_id", "flag", "reason"}` of the example pictures.
     overview
@@ -70,6 +72,7 @@ class Metrics:
     purity: dict[str, Any] = field(default_factory=dict)
     reproducibility: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, list[float]] = field(default_factory=dict)
+    maps: dict[str, Any] = field(default_factory=dict)
     crops: list[dict[str, str]] = field(default_factory=list)
     overview: dict[str, Any] | None = None
     method: dict[str, Any] = field(default_factory=dict)

@@ -34,14 +34,15 @@ def histograms(obs: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
     result = {}
     for name in MEASURES:
         values = obs[name].to_numpy(float)
-        width = _round_up(max(float(np.percentile(values, 99)) / _BINS, 1.0 if name.startswith("n_") else 1e-3))
+        width = round_up(max(float(np.percentile(values, 99)) / _BINS, 1.0 if name.startswith("n_") else 1e-3))
         n = max(ceil((np.percentile(values, 99) + 1e-9) / width), 1) + 1
         counts = np.bincount(np.minimum(values / width, n - 1).astype(np.int64), minlength=n)
         result[name] = {"edges": [float(np.round(i * width, 6)) for i in range(n + 1)], "counts": counts.tolist()}
     return result
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
+    """The next of 1, 2, 5 × 10ⁿ."""
     decade = 10.0 ** floor(log10(value))
     return next(m * decade for m in (1, 2, 5, 10) if m * decade >= value * (1 - 1e-9))
 

@@ -194,15 +194,15 @@ def planes(by_plane: dict[str, int]) -> Figure | None:
     return {"data": [bars], "layout": layout, "alt": "Transcripts by plane: " + ", ".join(f"{k}: {by_plane[k]}" for k in keys) + "."}
 
 
-def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
-    """The embedding coloured by flag and by counts; at most `cap` cells, evenly taken."""
+def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure, Figure] | None:
+    """The embedding coloured by flag, by counts and by cluster; at most `cap` cells, evenly taken."""
     e = metrics.embedding
     n = len(e.get("x", []))
     if not n:
         return None
     take = np.unique(np.linspace(0, n - 1, min(n, cap)).astype(int))
     x, y = (np.asarray(e[k], float)[take] for k in ("x", "y"))
-    flag, counts = np.asarray(e["flag"], int)[take], np.asarray(e["log_counts"], float)[take]
+    flag, cluster, counts = np.asarray(e["flag"], int)[take], np.asarray(e["cluster"], int)[take], np.asarray(e["log_counts"], float)[take]
     size = 5 if len(take) < 1500 else 3.5
     axis = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
 
@@ -227,11 +227,45 @@ def umap(metrics: Metrics, cap: int) -> tuple[Figure, Figure] | None:
         "marker": {"size": size, "color": packed(counts), "colorscale": _COUNTS, "opacity": 0.85, "colorbar": bar},
         "hovertemplate": "log₁₀(n + 1) = %{marker.color:.2f}<extra></extra>",
     }  # fmt: skip
+    by_cluster = []
+    for c in np.unique(cluster).tolist():
+        of, (colour, symbol) = cluster == c, palette.cluster(c)
+        by_cluster.append(
+            {
+                "type": "scattergl", "mode": "markers", "name": str(c), "x": packed(x[of]), "y": packed(y[of]),
+                "marker": {"size": size, "color": colour, "symbol": symbol, "opacity": 0.75}, "hovertemplate": f"cluster {c}<extra></extra>",
+            }
+        )  # fmt: skip
     shown = f"{len(take)} of {metrics.n_cells} cells of {metrics.segmentation}"
     return (
         {"data": by_flag, "layout": layout(), "alt": f"UMAP of {shown}, coloured by flag."},
         {"data": [by_counts], "layout": layout(), "alt": f"UMAP of {shown}, coloured by the logarithm of the counts."},
+        {"data": by_cluster, "layout": layout(), "alt": f"UMAP of {shown}, coloured by cluster."},
     )
+
+
+def maps(metrics: Metrics) -> tuple[Figure, Figure] | None:
+    """Share of flagged cells and mean transcripts per cell, square by square."""
+    if not metrics.maps:
+        return None
+    cells, flagged, transcripts = (np.asarray(metrics.maps[k], float) for k in ("cells", "flagged", "transcripts"))
+    side = metrics.maps["square_um"]
+    rows, columns = cells.shape
+    # Squares without cells stay empty.
+    cells[cells == 0] = np.nan
+
+    def heat(values: np.ndarray, title: str, unit: str) -> Figure:
+        axis = {"showgrid": False, "zeroline": False, "ticksuffix": " µm", "nticks": 4, "constrain": "domain"}
+        top = float(np.nanpercentile(values, 99)) or 1.0
+        trace = {
+            "type": "heatmap", "z": packed(values) | {"shape": f"{rows}, {columns}"}, "x0": side / 2, "dx": side, "y0": side / 2, "dy": side,
+            "colorscale": _COUNTS, "zmin": 0, "zmax": top, "hoverongaps": False, "colorbar": {"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
+            "hovertemplate": "%{x:.0f}, %{y:.0f} µm: %{z:.3~g}<extra></extra>",
+        }  # fmt: skip
+        layout = _layout(xaxis=axis, yaxis={**axis, "autorange": "reversed", "scaleanchor": "x"}, height=360)
+        return {"data": [trace], "layout": layout, "alt": f"{title}, in squares of {side:g} µm; highest {np.nanmax(values):.3g}."}
+
+    return heat(100 * flagged / cells, "Share of the cells that are flagged", "%"), heat(transcripts / cells, "Mean transcripts per cell", "")
 
 
 def training(series: dict[str, list[float | None]], best: int | None, before: float | None = None) -> Figure | None:

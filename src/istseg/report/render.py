@@ -125,6 +125,7 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         "regions": [],
         "measures": tables.side_by_side(i, record),
         "agreement": tables.agreement(i, record),
+        "maps": [],
     }
     if found.regions:
         regions, folder = found.regions
@@ -136,14 +137,15 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         view["density"] = keep(f"{key}-density", figures.density(record["thresholds"]))
         view["nucleus_counts"] = keep(f"{key}-nucleus-counts", figures.nucleus_counts(record["thresholds"]))
     for j, name in enumerate(found.segmentations):
-        pair = figures.umap(metrics[name], cap)
-        if pair:
+        drawn = figures.umap(metrics[name], cap)
+        if drawn:
             view["umaps"].append(
                 {
                     "segmentation": name,
                     "shown": _of(min(cap, len(metrics[name].embedding["x"])), metrics[name].n_cells),
-                    "flag": keep(f"{key}-umap-{j}-flag", pair[0]),
-                    "counts": keep(f"{key}-umap-{j}-counts", pair[1]),
+                    "flag": keep(f"{key}-umap-{j}-flag", drawn[0]),
+                    "counts": keep(f"{key}-umap-{j}-counts", drawn[1]),
+                    "cluster": keep(f"{key}-umap-{j}-cluster", drawn[2]),
                 }
             )
         folder = found.assessed[name].folder
@@ -153,6 +155,7 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
             view["overviews"].append({"segmentation": name, "uri": uri, "width": width, "height": height})
         if name == MAIN:
             view["galleries"] = _gallery(found, budget)
+            view["maps"] = [keep(f"{key}-map-{k}", figure) for k, figure in enumerate(figures.maps(metrics[name]) or ())]
     return view
 
 

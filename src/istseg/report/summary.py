@@ -223,9 +223,9 @@ def _curation(found: Found) -> dict[str, Any] | None:
 
 
 def _segmentation(metrics: Metrics) -> dict[str, Any]:
-    """All of `metrics.json` but the coordinates of the embedding, which are drawn and not shown as numbers."""
-    record = asdict(replace(metrics, embedding={}))
-    del record["embedding"]
+    """All of `metrics.json` but the coordinates of the embedding and the maps, which are drawn and not shown as numbers."""
+    record = asdict(replace(metrics, embedding={}, maps={}))
+    del record["embedding"], record["maps"]
     return record | {"n_embedded": len(metrics.embedding.get("x", []))}
 
 

@@ -26,7 +26,7 @@ from istseg.artifacts.thresholds import Thresholds
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
 from istseg.qc import crops as crop_pictures
-from istseg.qc import embedding, flags, measure, overview, profiles, purity, seams, summary
+from istseg.qc import embedding, flags, maps, measure, overview, profiles, purity, seams, summary
 from istseg.qc import nuclei as nucleus_counts
 
 log = logging.getLogger(__name__)
@@ -111,9 +111,9 @@ def run(
     purities["pairs"] = [[sample.genes[i] for i in pair] for pair in pairs.tolist()]
     if marker_table is not None:
         purities |= purity.markers(adata.X, sample.genes, marker_table)
-    rows, umap, no_umap = embedding.embed(adata, umap_cells, seed)
+    embedded = embedding.embed(adata, umap_cells, seed)
     used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
-    _annotate(adata, rows, umap, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": limits.density_sigma_um})
+    _annotate(adata, embedded, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": limits.density_sigma_um})
     examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed)
     picture = overview.draw(out / "overview.png", tiles, index, sample, shapes)
     flag_table, nucleus_record = summary.flag_counts(adata.obs, in_image), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)
@@ -134,11 +134,12 @@ def run(
         seams=border,
         purity=purities,
         reproducibility=agreement,
-        embedding=_embedding(adata, rows, umap),
+        embedding=_embedding(adata, embedded),
+        maps=maps.squares(adata.obs, pixels * sample.pixel_size_um, (sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um)),
         crops=examples,
         overview=picture,
         method=method,
-        warnings=[*said, *([no_umap] if no_umap else [])],
+        warnings=[*said, *([embedded.reason] if embedded.reason else [])],
     ).write(out / "metrics.json")
     log.info("%s/%s: %d cells, %s", sample.sample, segmentation, adata.n_obs, ", ".join(f"{flag_table[name]} {name}" for name in FLAGS))
 
@@ -166,20 +167,24 @@ def _check(
         raise InputError(problems)
 
 
-def _annotate(adata: anndata.AnnData, rows: np.ndarray, umap: np.ndarray, used: dict[str, float], method: dict[str, Any], params: dict[str, Any]) -> None:
-    if len(rows):
+def _annotate(adata: anndata.AnnData, embedded: embedding.Embedding, used: dict[str, float], method: dict[str, Any], params: dict[str, Any]) -> None:
+    if len(embedded.rows):
         everywhere = np.full((adata.n_obs, 2), np.nan, np.float32)
-        everywhere[rows] = umap
+        everywhere[embedded.rows] = embedded.xy
         adata.obsm["X_umap"] = everywhere
+        cluster = np.full(adata.n_obs, -1)
+        cluster[embedded.rows] = embedded.cluster
+        adata.obs["leiden"] = pd.Categorical.from_codes(cluster, [str(c) for c in range(embedded.cluster.max() + 1)])
     record = {"version": __version__, "thresholds": used, "params": params, "method": method}
     adata.uns["istseg"] = {**adata.uns["istseg"], **counts_file.h5ad_safe(record)}
 
 
-def _embedding(adata: anndata.AnnData, rows: np.ndarray, umap: np.ndarray) -> dict[str, list[float]]:
-    chosen = adata.obs.iloc[rows]
+def _embedding(adata: anndata.AnnData, embedded: embedding.Embedding) -> dict[str, list[float]]:
+    chosen, umap = adata.obs.iloc[embedded.rows], embedded.xy
     return {
         "x": np.round(umap[:, 0].astype(float), 3).tolist(),
         "y": np.round(umap[:, 1].astype(float), 3).tolist(),
         "flag": chosen["qc_flag"].cat.codes.astype(int).tolist(),
+        "cluster": embedded.cluster.tolist(),
         "log_counts": np.round(np.log10(chosen["n_transcripts"].to_numpy() + 1.0), 3).tolist(),
     }

@@ -2,7 +2,12 @@
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const places = [...document.querySelectorAll("[data-figure]")];
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const asSvg = {
+    name: "Download plot as SVG",
+    icon: Plotly.Icons.disk,
+    click: (place) => Plotly.downloadImage(place, { format: "svg", filename: place.dataset.figure, width: place.clientWidth, height: place.clientHeight }),
+  };
+  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"], modeBarButtonsToAdd: [asSvg] };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const webgl = (() => {
     try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
@@ -49,7 +54,7 @@
     const layout = themed(figure.layout);
     // Paper is narrower than the screen on which the page is laid out when this is called.
     if (printing) layout.width = place.closest(".two, .three") ? HALF_PAPER_PX : PAPER_PX;
-    return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing, scrollZoom: Boolean(layout.images) });
+    return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing, scrollZoom: Boolean(layout.images), toImageButtonOptions: { filename: place.dataset.figure, scale: 2 } });
   };
   const erase = (place) => {
     Plotly.purge(place);
@@ -135,6 +140,31 @@
         table.tBodies[0].append(...rows.map(([, row]) => row));
       });
     });
+  }
+
+  // What is shown, in the order in which it is shown; numbers unrounded.
+  const csv = (table) => [table.tHead.rows[0], ...[...table.tBodies[0].rows].filter((row) => !row.hidden)].map((row) => [...row.cells].map((cell) => {
+    const text = cell.querySelector("data")?.getAttribute("value") ?? (cell.querySelector(".none") ? "" : (cell.dataset.text ?? cell.textContent).trim());
+    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }).join(",")).join("\n") + "\n";
+  for (const table of document.querySelectorAll("table[data-csv]")) {
+    const tools = document.createElement("div");
+    tools.className = "tools";
+    const filter = Object.assign(document.createElement("input"), { type: "search", placeholder: "Filter rows" });
+    filter.setAttribute("aria-label", "Show only rows that hold this text");
+    filter.addEventListener("input", () => {
+      const wanted = filter.value.trim().toLowerCase();
+      for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    });
+    const save = Object.assign(document.createElement("button"), { type: "button", textContent: "Download CSV" });
+    save.addEventListener("click", () => {
+      const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([csv(table)], { type: "text/csv" })), download: table.dataset.csv });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
+    if (table.tBodies[0].rows.length > 1) tools.append(filter);
+    tools.append(save);
+    (table.closest(".scroll") ?? table).before(tools);
   }
 
   for (const [n, box] of [...document.querySelectorAll(".tabs")].entries()) {
