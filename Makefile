@@ -9,14 +9,17 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup demo test quick test-slurm lint docs lock clean
+.PHONY: help setup comparators demo test quick test-slurm lint docs lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: ## install what is missing: locked environment .venv, Nextflow (below this folder)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON) found; install Python 3.11 or 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)." >&2; exit 1; }
 	@$(PYTHON) bin/setup
+
+comparators: setup ## install the programs proseg (needs Rust's cargo) and comseg for --compare
+	@$(PYTHON) bin/setup_comparators
 
 demo: setup ## run the pipeline on the small samples in assets/demo; says where the report is
 	@echo "demo: the pipeline on assets/demo/samplesheet.csv, a few minutes"

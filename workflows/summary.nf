@@ -23,7 +23,7 @@ def resources_of(trace) {
     }
 }
 
-// Tasks that failed for good: `sample`, `stage`, `message`, `workdir`, `exit`. A task that succeeded on a later attempt is none.
+// Tasks that failed for good: `sample`, `stage`, `segmentation`, `message`, `workdir`, `exit`. A task that succeeded on a later attempt is none.
 def failures_of(trace) {
     if (!trace.exists()) {
         return []
@@ -32,8 +32,17 @@ def failures_of(trace) {
     def done = tasks.findAll { task -> task.status in ['COMPLETED', 'CACHED'] }.collect { task -> task.name } as Set
     def last = tasks.findAll { task -> task.status == 'FAILED' && !(task.name in done) }.groupBy { task -> task.name }.values().collect { attempts -> attempts.max { task -> task.attempt as int } }
     return last.collect { task ->
-        [sample: task.tag.tokenize(' ')[0], stage: task.process.tokenize(':').last().toLowerCase(), name: task.name, message: message_of(task), workdir: task.workdir, exit: task.exit]
+        def stage = task.process.tokenize(':').last().toLowerCase()
+        [sample: task.tag.tokenize(' ')[0], stage: stage, segmentation: segmentation_of(stage, task.tag), name: task.name, message: message_of(task), workdir: task.workdir, exit: task.exit]
     }
+}
+
+// Name of the one segmentation that a task works for, else null.
+def segmentation_of(stage, tag) {
+    if (stage in ['assign', 'assess'] || stage.startsWith('comparator_')) {
+        return tag.tokenize(' ')[1]
+    }
+    return stage in ['proseg', 'comseg', 'baysor'] ? stage : null
 }
 
 // The ERROR lines of a task, else its last lines.
@@ -44,7 +53,7 @@ def message_of(task) {
     if (errors) {
         return errors.join('\n')
     }
-    def known = ['137': 'it ran out of memory', '140': 'it ran out of time', '127': 'the command istseg was not found']
+    def known = ['137': 'it ran out of memory', '140': 'it ran out of time', '127': 'a command was not found']
     def ended = "ended with exit status ${task.exit}${known[task.exit] ? " (${known[task.exit]})" : ''}"
     return ([ended] + lines.takeRight(3)).join('\n')
 }
@@ -65,7 +74,7 @@ def run_record(samples, settings, schema, versions, trace) {
                 changed: settings.findAll { name, value -> value != defaults[name] && value.toString() != defaults[name].toString() }.keySet() as List,
                 versions: versions.collectEntries { process, tool, version -> [tool, version] } + [nextflow: workflow.nextflow.version.toString()],
                 defaults: defaults.findAll { name, value -> value != null },
-                failures: failures_of(trace).collect { failure -> [sample: failure.sample, stage: failure.stage, message: failure.message] },
+                failures: failures_of(trace).collect { failure -> failure.subMap('sample', 'stage', 'message') + (failure.segmentation ? [segmentation: failure.segmentation] : [:]) },
                 resources: resources_of(trace),
                 container_engine: workflow.containerEngine,
             ]

@@ -86,7 +86,7 @@ def test_labels_and_polygons_nearly_agree(world, tmp_path):
 
 def test_result_does_not_depend_on_the_batch(world, tmp_path, monkeypatch):
     whole, table, _ = go(world, tmp_path / "a")
-    monkeypatch.setattr(assign, "BATCH", 97)
+    monkeypatch.setattr("istseg.artifacts.spatial.BATCH", 97)
     monkeypatch.setattr("istseg.counts._PENDING", 50)
     monkeypatch.setattr("istseg.locate._BLOCK", 64)
     small, small_table, _ = go(world, tmp_path / "b")
@@ -203,3 +203,53 @@ def test_no_such_array_and_no_points(world, tmp_path):
         )
     with pytest.raises(InputError, match="holds no part"):
         assign.run(sample_json=world.paths["sample"], transcripts=tmp_path, cells=world.paths["cells"], segmentation="istseg", out=tmp_path)
+
+
+def by_table(world, out, table, **given):
+    table.to_parquet(out / "assignment.parquet", index=False)
+    paths = {"sample_json": world.paths["sample"], "transcripts": world.paths["points"], "cells": world.paths["cells"]}
+    assign.run(**paths, segmentation="istseg", out=out, assignment=out / "assignment.parquet", **given)
+    return anndata.read_h5ad(out / "counts.h5ad"), pq.read_table(out / "transcripts.parquet").to_pandas(), json.loads((out / "assign.json").read_text())
+
+
+def test_a_table_goes_before_polygons(world, tmp_path):
+    """Whose a transcript is is what the table says, also far from the cell's outline; what it does not name lies in no cell."""
+    ids = world.cells["cell_id"].to_numpy()
+    chosen = world.points.sample(700, random_state=3)
+    number = np.random.default_rng(0).integers(0, len(ids), len(chosen))
+    adata, table, record = by_table(world, tmp_path, pd.DataFrame({"transcript_id": chosen["transcript_id"], "cell_id": ids[number]}))
+    cell = pd.Series(-1, world.points["transcript_id"])
+    cell.loc[chosen["transcript_id"]] = number
+    assert (adata.X.toarray() == crosstab(world, cell.to_numpy(), len(ids))[:, :4]).all()
+    assert (adata.obsm["controls"].toarray() == crosstab(world, cell.to_numpy(), len(ids))[:, 4:]).all()
+    assert table["cell_id"].notna().sum() == 700
+    assert record["assignment"] == "table"
+
+
+def test_an_empty_table_gives_empty_cells(world, tmp_path):
+    adata, table, _ = by_table(world, tmp_path, pd.DataFrame({"transcript_id": np.array([], np.int64), "cell_id": np.array([], str)}))
+    assert adata.n_obs == len(world.cells)
+    assert adata.X.sum() == 0
+    assert table["cell_id"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"transcript_id": [10, 10], "cell_id": ["FIRST", "FIRST"]}, "names the transcript 10 more than once"),
+        ({"transcript_id": [10], "cell_id": ["elsewhere_1"]}, "names the cell 'elsewhere_1'"),
+        ({"transcript_id": [10, 10**9], "cell_id": ["FIRST", "FIRST"]}, "names 2 transcripts, the sample has 1 of them"),
+        ({"transcript": [10], "cell_id": ["FIRST"]}, "is not a Parquet table with transcript_id and cell_id"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(world, tmp_path, rows, message):
+    first = world.cells["cell_id"].iloc[0]
+    with pytest.raises(InputError, match=message):
+        by_table(world, tmp_path, pd.DataFrame(rows).replace("FIRST", first))
+    assert not (tmp_path / "counts.h5ad").exists()
+
+
+def test_labels_and_table_together_are_refused(world, tmp_path):
+    table = pd.DataFrame({"transcript_id": [10], "cell_id": [world.cells["cell_id"].iloc[0]]})
+    with pytest.raises(InputError, match="give one of them"):
+        by_table(world, tmp_path, table, labels=world.paths["labels"])

@@ -134,6 +134,38 @@ def test_the_teacher_vendor_needs_vendor_cells(tmp_path: Path) -> None:
         preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "o", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json")
 
 
+def test_what_comparators_lack_is_told_at_once_before_any_work(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "c", cells="none")
+    params = {"compare": "vendor,watershed,cellpose,proseg,comseg,baysor", "proseg_init": "vendor", "input": "i.csv", "outdir": "o"}
+    (tmp_path / "p.json").write_text(json.dumps(params))
+    given = {"samplesheet": sheet(tmp_path, "a,merscope,c"), "out": tmp_path / "out", "params": tmp_path / "p.json", "schema": ROOT / "nextflow_schema.json"}
+    with pytest.raises(InputError) as error:
+        preflight.run(**given, programs=tmp_path / "none")
+    told = error.value.problems
+    for words in (
+        "--compare cellpose: needs --nuclei_weights", "--compare cellpose: needs --cyto_weights", "--compare baysor: needs --baysor",
+        f"--compare proseg: there is no {tmp_path}/none/proseg/bin/proseg; install it with `make comparators`", "--compare comseg: there is no",
+        "--proseg_init vendor needs the vendor's cells",
+    ):  # fmt: skip
+        assert sum(words in text for text in told) == 1, words
+    assert len(told) == 6
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "p.json").write_text(json.dumps(params | {"compare": "vendor,expansion,proseg", "proseg_init": "nuclei"}))
+    preflight.run(**given, programs=None)
+    assert "There are no cells of the vendor to compare with." in Preflight.read(tmp_path / "out" / "preflight.json").samples[0].warnings
+
+
+def test_the_teachers_weights_serve_the_comparator_of_its_name(tmp_path: Path) -> None:
+    """Asked for by its own name, the run's teacher is not checked a second time."""
+    fx.merscope(tmp_path / "m")
+    params = {"compare": "cellpose", "teacher": "cellpose", "nuclei_weights": "n", "cyto_weights": "c", "input": "i.csv", "outdir": "o"}
+    (tmp_path / "p.json").write_text(json.dumps(params))
+    given = {"samplesheet": sheet(tmp_path, "a,merscope,m"), "params": tmp_path / "p.json", "schema": ROOT / "nextflow_schema.json"}
+    with pytest.raises(InputError) as error:
+        preflight.run(**given, out=tmp_path / "out", nuclei_weights=tmp_path / "n", cyto_weights=tmp_path / "c")
+    assert not any("--compare" in text for text in error.value.problems)
+
+
 def test_samplesheets_as_spreadsheets_write_them(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     path.write_bytes(b'\xef\xbb\xbfsample,platform,path,fovs\r\n\r\nA.1 , cosmx,"some, folder",1-2;5\r\n,,,\r\nb,merscope,x\r\n')

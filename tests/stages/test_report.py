@@ -279,6 +279,24 @@ def test_a_task_that_failed_beside_a_complete_segmentation_fails_the_sample(tmp_
     assert any(p == "/samples/0/segmentations/istseg/n_cells" for p, _ in page.numbers)
 
 
+def test_a_comparator_that_failed_is_shown_and_does_not_fail_the_sample(tmp_path):
+    made.write_whole(tmp_path / "results", "s", segmentations=("istseg", "teacher"), n_cells=3000, n_umap=0, pictures=False)
+    failures = [
+        {"sample": "s", "stage": "proseg", "message": "it ran out of memory", "segmentation": "proseg"},
+        {"sample": "s", "stage": "assign", "message": "no such array", "segmentation": "expansion"},
+        {"sample": "other", "stage": "comseg", "message": "not of this sample", "segmentation": "comseg"},
+    ]
+    record, page = write(tmp_path, made.write_run(tmp_path, ["s"], failures=failures))
+    (sample,) = record["samples"]
+    assert sample["failure"] is None
+    assert sample["verdict"] == "look"
+    assert [(f["segmentation"], f["stage"]) for f in sample["failed_comparators"]] == [("expansion", "assign"), ("proseg", "proseg")]
+    assert "The comparator proseg failed at proseg" in page.text
+    assert "it ran out of memory" in page.text
+    assert "comparator expansion failed, comparator proseg failed" in page.text
+    assert "not of this sample" not in page.text
+
+
 def test_nothing_from_the_data_becomes_html(tmp_path):
     results = tmp_path / "results"
     sample = made.write_sample(

@@ -25,7 +25,8 @@ class Run:
     defaults
         Default of each parameter, where the workflow knows it; shown beside the changed ones.
     failures
-        `{"sample", "stage", "message"}` of the tasks that failed for good, where the workflow knows them.
+        `{"sample", "stage", "message"}` of the tasks that failed for good, where the workflow knows them; with `segmentation` where a task worked for one
+        segmentation only.
     resources
         `{"stage", "tasks", "seconds", "longest_seconds", "cpu_hours", "peak_memory_bytes"}` of each stage before the report; from Nextflow's trace.
     container_engine

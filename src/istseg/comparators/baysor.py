@@ -18,9 +18,10 @@ from shapely.geometry import shape
 
 from istseg.comparators import Surroundings
 from istseg.comparators.neutral import Collected, Prepared, hulls
-from istseg.comparators.programs import BAYSOR_VERSION
 from istseg.errors import InputError
 
+BAYSOR_VERSION = "0.7.1"
+"""Whose formats are read."""
 SEGMENTATION, POLYGONS = "segmentation.csv", "segmentation_polygons_2d.json"
 _COLUMNS = ["transcript_id", "x", "y", "cell", "is_noise"]
 

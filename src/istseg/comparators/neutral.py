@@ -142,7 +142,7 @@ def hulls(xy: np.ndarray, numbers: np.ndarray, seeds: Mapping[int, Any] | None =
     """
     order = np.argsort(numbers, kind="stable")
     found, first = np.unique(numbers[order], return_index=True)
-    groups = np.split(xy[order], first[1:])
+    groups = np.split(xy[order], first[1:]) if len(found) else []
     shapes = [_hull(points, (seeds or {}).get(number)) for number, points in zip(found.tolist(), groups, strict=True)]
     return dict(zip(found.tolist(), shapes, strict=True))
 

@@ -5,11 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PROSEG_VERSION = "3.2.0"
-COMSEG_VERSION = "1.8.5"
-BAYSOR_VERSION = "0.7.1"
-"""Versions that are installed, or, of Baysor, whose formats are read."""
-
 
 def missing(programs: Path | None, executable: str) -> list[str]:
     """Problem of a program that `make comparators` installs; none where it is there or has its container.

@@ -110,13 +110,15 @@ def _sample(found: Found, collection: Collection, definitions: dict[str, dict[st
     failure = _failure(found, collection)
     segmented = MAIN in found.assessed
     results = checks.check(found, derived, definitions) if segmented else []
+    comparators = _failed_comparators(found, collection)
     return {
         "sample": found.name,
         "platform": found.sample.platform if found.sample else found.platform,
         "path": found.path,
-        "verdict": checks.FAIL if failure else checks.worst([r["verdict"] for r in results]),
+        "verdict": checks.FAIL if failure else checks.worst([r["verdict"] for r in results] + [checks.LOOK] * bool(comparators)),
         "segmented": segmented,
         "failure": failure,
+        "failed_comparators": comparators,
         "checks": results,
         "derived": derived,
         "input": _input(found),
@@ -164,16 +166,27 @@ def _regions(found: Found) -> list[dict[str, Any]]:
 def _failure(found: Found, collection: Collection) -> dict[str, Any] | None:
     """Where the sample stopped, what to do, and what the tasks said; None when all went well.
 
-    The workflow knows better than the files which task ended in error; a task may also fail beside a complete segmentation (export, a comparison).
+    The workflow knows better than the files which task ended in error; a task may also fail beside a complete segmentation (export). A segmentation that is
+    only compared with does not fail the sample (`_failed_comparators`).
     """
     # A cohort's training and preflight are no sample's own: they concern every sample that got no further.
     names = {found.name} | (set() if MAIN in found.assessed else {"cohort"})
-    told = [f for f in collection.run.failures if f.get("sample") in names]
+    told = [f for f in collection.run.failures if f.get("sample") in names and f.get("segmentation", MAIN) == MAIN]
     stage = told[0]["stage"] if told else reached(found)
     if stage is None:
         return None
     todo = STAGES.get(stage, f"Look at the log of `{stage}` of this sample.")
     return {"stage": stage, "todo": f"{todo} Then start again with `-resume`.", "messages": [f"{f['stage']}: {f['message']}" for f in told if f.get("message")]}
+
+
+def _failed_comparators(found: Found, collection: Collection) -> list[dict[str, Any]]:
+    """`{"segmentation", "stage", "message"}` of the segmentations beside ours that did not come about, by the first task that failed."""
+    failed: dict[str, dict[str, Any]] = {}
+    for failure in collection.run.failures:
+        name = failure.get("segmentation", MAIN)
+        if failure.get("sample") == found.name and name != MAIN:
+            failed.setdefault(name, {"segmentation": name, "stage": failure["stage"], "message": failure.get("message", "")})
+    return [failed[name] for name in sorted(failed)]
 
 
 def _input(found: Found) -> dict[str, Any] | None:
