@@ -44,7 +44,7 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path):
     asked = ["vendor", "teacher", *METHODS]
     found = comparators.problems(asked, Surroundings({}, {"nuclei": None, "cyto": None}, tmp_path))
     told = {text.split(":")[0].removeprefix("--compare ") for text in found}
-    assert told == {"cellpose", "proseg", "comseg", "baysor"}
+    assert told == {"cellpose", "genesegnet", "proseg", "comseg", "baysor"}
     assert sum("cellpose" in text for text in found) == 2
     assert any("bin/setup_comparators proseg" in text for text in found)
     assert any("--baysor" in text for text in found)
