@@ -19,6 +19,7 @@ from istseg import cli, comparators
 from istseg.artifacts import annotations as annotations_file
 from istseg.artifacts.sample import Sample as Converted
 from istseg.artifacts.sample import apply_affine
+from istseg.stages import comparator
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".istseg" / "comparators"
@@ -40,11 +41,11 @@ class Segmentation:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def not_run(names: Sequence[str]) -> dict[str, str]:
-    """Comparators of the list that cannot run here → why."""
-    around = comparators.Surroundings(params={}, weights={}, programs=PROGRAMS)
-    missing = {name: comparators.problems([name], around) for name in names if name in comparators.METHODS}
-    missing |= {name: ["not in this version"] for name in names if name not in (*comparators.NAMES, OURS, TUNED)}
+def not_run(options: argparse.Namespace) -> dict[str, str]:
+    """Methods of the list that cannot run here → why."""
+    around = comparators.Surroundings(params={"baysor": options.baysor}, weights=options.weights, programs=PROGRAMS)
+    missing = {name: comparators.problems([name], around) for name in options.methods if name in comparators.METHODS}
+    missing |= {name: ["not in this version"] for name in options.methods if name not in (*comparators.NAMES, OURS, TUNED)}
     return {name: problems[0] for name, problems in missing.items() if problems}
 
 
@@ -62,7 +63,8 @@ def measured(sample: Sample, models: dict[str, Path], methods: Sequence[str], op
     -------
     Name → segmentation with its `metrics`: `metrics.json` of assess, and under `truth` what `comparison.json` says of it against the true cells.
     """
-    found = segmented(sample, models, [name for name in methods if name not in not_run(methods)], options)
+    missing = not_run(options)
+    found = segmented(sample, models, [name for name in methods if name not in missing], options)
     folder, converted = sample.folder, sample.folder / "convert"
     for name, one in found.items():
         at = folder / "judged" / name.replace(" ", "_")
@@ -145,7 +147,8 @@ def segmented(sample: Sample, models: dict[str, Path], methods: Sequence[str], o
 
 def tile_wise(sample: Sample, name: str, options: argparse.Namespace) -> Segmentation:
     out = sample.folder / name
-    cli.comparator_tiles(method=name, tile=[sample.tile.folder], out=out / "tiles", teacher_labels=sample.folder / "teach", device=options.device)
+    settings = comparators.Settings(teacher_labels=sample.folder / "teach", weights=options.weights, device=options.device)
+    comparator.tiles(method=name, tiles=[sample.tile.folder], out=out / "tiles", settings=settings, density_sigma_um=1.08, contain=0.95, intersect=0.05)
     cli.comparator_merge(segmentation=name, tiles_json=sample.folder / "tiles" / "tiles.json", labels=out / "tiles", out=out)
     return Segmentation(out / f"{name}.cells.parquet", out / f"{name}.labels.zarr")
 
@@ -157,20 +160,21 @@ def program(sample: Sample, name: str, options: argparse.Namespace) -> Segmentat
     merged = {"nuclei": folder / "merge" / "nuclei.parquet", "labels": folder / "merge" / "labels.zarr"}
     cli.comparator_prepare(method=name, **converted, **merged, out=out / "input" / "prepared")
     path = f"{ROOT / 'bin'}:{PROGRAMS / name / 'bin'}:{os.environ['PATH']}"
-    script = module_script(name, ARGUMENTS.get(name, "").format(seed=options.seed))
+    executable = str(Path(options.baysor).resolve()) if name == "baysor" else name
+    script = module_script(name, executable, ARGUMENTS[name].format(seed=options.seed))
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=out, env={**os.environ, "PATH": path}, check=True, capture_output=not options.verbose)
     cli.comparator_collect(method=name, **converted, prepared=out / "input" / "prepared", output=out / "output", out=out)
     return Segmentation(out / f"{name}.cells.parquet", assignment=out / f"{name}.assignment.parquet")
 
 
-def module_script(name: str, arguments: str) -> str:
+def module_script(name: str, executable: str, arguments: str) -> str:
     """The script of `modules/<name>/main.nf` with its variables filled in: what the pipeline runs."""
     text = (ROOT / "modules" / name / "main.nf").read_text()
     script = re.search(r'script:\s*"""(.*?)"""', text, re.DOTALL)
     if not script:
         raise ValueError(f"modules/{name}/main.nf has no script between triple quotes")
     filled = script[1]
-    for variable, value in (("task.cpus", "1"), ("task.ext.args ?: ''", arguments), ("prepared", "input/prepared"), ("executable", name)):
+    for variable, value in (("task.cpus", "1"), ("task.ext.args ?: ''", arguments), ("prepared", "input/prepared"), ("executable", executable)):
         filled = filled.replace(f"${{{variable}}}", value)
     if "${" in filled:
         raise ValueError(f"modules/{name}/main.nf uses variables that this benchmark does not know: {filled}")

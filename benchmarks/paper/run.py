@@ -58,10 +58,13 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size-um", type=float, default=200.0, help="Side of the samples.")
     parser.add_argument("--transcripts", type=float, default=0.5, help="Per µm².")
     parser.add_argument("--base", type=Path, default=finetuning.BASE)
+    parser.add_argument("--umap-cells", type=int, default=2000, help="Of 5b; 0 for none.")
     parser.add_argument("--epochs", type=int, default=6, help="Of fine-tuning.")
     parser.add_argument("--crop-wpx", type=int, default=256, help="Of fine-tuning.")
     parser.add_argument("--budget-epochs", type=int, default=4, help="Of s4 and s6.")
     parser.add_argument("--budget-crop-wpx", type=int, default=128, help="Of s4 and s6.")
+    parser.add_argument("--weights", action="append", default=[], metavar="ROLE=FILE", help="Of comparators: nuclei, cyto (cellpose), genesegnet.")
+    parser.add_argument("--baysor", help="Executable of Baysor.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -71,6 +74,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     unknown = [name for name in options.figures if name not in MODULES] + [name for name in options.tissues if name not in tissues.TISSUES]
     if unknown:
         parser.error(f"{', '.join(unknown)}: choose figures of {', '.join(MODULES)} and tissues of {', '.join(tissues.TISSUES)}")
+    shipped = sorted(finetuning.BASE.parent.glob("genesegnet*.safetensors"))
+    given = (text.partition("=") for text in options.weights)
+    options.weights = ({"genesegnet": shipped[-1]} if shipped else {}) | {role: Path(path) for role, _, path in given}
     options.autofluorescence = finetuning.SHIFT
     return options
 
@@ -86,7 +92,7 @@ def main(arguments: list[str]) -> None:
         for module in dict.fromkeys(MODULES[name] for name in options.figures):
             for text in importlib.import_module(module).run(folder / module, options.out, options):
                 print(text + "\n", flush=True)
-    for name, reason in road.not_run(options.methods).items():
+    for name, reason in road.not_run(options).items():
         print(f"not run: {name}: {reason}")
     print(
         f"Simulated MERSCOPE, {options.size_um:g} x {options.size_um:g} µm, {options.transcripts:g} transcripts/µm², seed {options.seed}; base "

@@ -19,7 +19,7 @@ TISSUES = {
     "nucleus stain only": {"stains": "none"},
 }
 """How each is simulated; see `istseg simulate`. With `degraded` 0.8 and `contour` 0.7, 80 % of the cells lose 70 % of their contour in every membrane stain."""
-UMAP_OF, UMAP_CELLS = "broken contours", 2000
+UMAP_OF = "broken contours"
 
 
 def make(folder: Path, tissue: str, seed: int, options: argparse.Namespace) -> finetuning.Sample:
@@ -36,33 +36,42 @@ def fine_tuned(folder: Path, tissue: str, options: argparse.Namespace) -> tuple[
 
 
 def run(folder: Path, out: Path, options: argparse.Namespace) -> list[str]:
-    """Write the tables and charts that were asked for; gives their markdown."""
-    rows, flags, clouds = [], [], {}
-    missing = road.not_run(options.methods)
+    """Write the tables and charts that were asked for, again after each tissue; gives their markdown."""
+    rows, flags, texts = [], [], []
     for i, tissue in enumerate(options.tissues):
-        at = folder / f"tissue{i}"
-        sample = make(at / "test", tissue, options.seed, options)
-        models, notes = {road.OURS: options.base}, {}
-        if road.TUNED in options.methods:
-            models[road.TUNED], notes[road.TUNED] = fine_tuned(at / "tuned", tissue, options)
-        methods = [name for name in options.methods if name not in models]
-        umap = UMAP_CELLS if tissue == UMAP_OF and "5bc" in options.figures else 0
-        found = road.measured(sample, models, methods, options, umap)
-        for name in [*found, *missing]:
-            what = {"tissue": tissue, "method": name}
-            if name in missing:
-                rows.append(what | {"note": "not run"})
-                continue
-            figures = road.figures(found[name])
-            rows.append(what | {k: figures[k] for k in ("pixel_iou", "rna_iou", "ap50", "pq")} | {"note": notes.get(name)})
-            flags.append(what | {"cells": found[name].metrics["n_cells"]} | {k: figures[k] for k in ("spurious", "inconsistent", "transcripts_in_cells")})
-            if umap and found[name].metrics["embedding"]["x"]:
-                clouds[name] = found[name].metrics["embedding"]
+        new_rows, new_flags, clouds = _tissue(folder / f"tissue{i}", tissue, options)
+        rows += new_rows
+        flags += new_flags
+        texts = _write(out, rows, flags, clouds, options.figures)
+    return texts
+
+
+def _tissue(folder: Path, tissue: str, options: argparse.Namespace) -> tuple[list[tables.Row], list[tables.Row], dict]:
+    """Rows of 3C and of 5C, and UMAPs, of one tissue."""
+    sample = make(folder / "test", tissue, options.seed, options)
+    models, notes = {road.OURS: options.base}, {}
+    if road.TUNED in options.methods:
+        models[road.TUNED], notes[road.TUNED] = fine_tuned(folder / "tuned", tissue, options)
+    methods = [name for name in options.methods if name not in models]
+    umap = options.umap_cells if tissue == UMAP_OF and "5bc" in options.figures else 0
+    found = road.measured(sample, models, methods, options, umap)
+    rows, flags, clouds = [], [], {}
+    for name, one in found.items():
+        what, figures = {"tissue": tissue, "method": name}, road.figures(one)
+        rows.append(what | {k: figures[k] for k in ("pixel_iou", "rna_iou", "ap50", "pq")} | {"note": notes.get(name)})
+        flags.append(what | {"cells": one.metrics["n_cells"]} | {k: figures[k] for k in ("spurious", "inconsistent", "transcripts_in_cells")})
+        if umap and one.metrics["embedding"]["x"]:
+            clouds[name] = one.metrics["embedding"]
+    rows += [{"tissue": tissue, "method": name, "note": "not run"} for name in road.not_run(options)]
+    return rows, flags, clouds
+
+
+def _write(out: Path, rows: list[tables.Row], flags: list[tables.Row], clouds: dict, figures: list[str]) -> list[str]:
     texts = []
-    if "3c" in options.figures:
+    if "3c" in figures:
         texts.append("## Fig. 3C\n\n" + tables.write(out, "fig3c", rows))
         tables.bars(out / "fig3c.png", [row for row in rows if row["note"] != "not run"], "tissue", ("pixel_iou", "rna_iou"))
-    if "5bc" in options.figures:
+    if "5bc" in figures:
         texts.append("## Fig. 5C\n\n" + tables.write(out, "fig5c", flags))
         tables.bars(out / "fig5c.png", flags, "tissue", ("spurious", "inconsistent"))
         if clouds:

@@ -45,7 +45,7 @@ def test_methods_are_judged_on_clean_and_broken_contours(tmp_path):
 def test_scripts_of_the_modules_are_filled_in(modules):
     road = modules("road")
     for name in ("proseg", "comseg", "baysor"):
-        script = road.module_script(name, "--an-argument 3")
+        script = road.module_script(name, f"bin/{name}", "--an-argument 3")
         assert name in script and "--an-argument 3" in script and "input/prepared" in script and "${" not in script
 
 
