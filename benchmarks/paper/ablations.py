@@ -22,7 +22,7 @@ from istseg.network import training, weights
 from istseg.network.card import ModelCard
 from istseg.network.coexpression import patch_colours
 from istseg.network.dataset import PatchStore, find_patches, gene_counts, split
-from istseg.network.model import BACKBONES, Rna2Seg
+from istseg.network.model import Rna2Seg
 
 STAINS = "Cellbound1;Cellbound2"
 STAIN_CHANNELS = 3
@@ -74,7 +74,7 @@ def rna_inputs(folder: Path, patches: Path, tests: dict[str, finetuning.Sample],
 def backbones(folder: Path, patches: Path, test: finetuning.Sample, options: argparse.Namespace) -> list[tables.Row]:
     """One row per backbone."""
     rows = []
-    for name in BACKBONES:
+    for name in options.backbones:
         model, card = weights.new(options.seed, name)
         path, facts = taught(folder / name, model, replace(card, name=name), patches, options, scratch=True)
         cells = finetuning.predicted(test, path, folder / name / "test", options)

@@ -12,13 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import shapely
 from finetuning import Sample
 
 from istseg import cli, comparators
-from istseg.artifacts import annotations as annotations_file
-from istseg.artifacts.sample import Sample as Converted
-from istseg.artifacts.sample import apply_affine
 from istseg.stages import comparator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,8 +75,7 @@ def measured(sample: Sample, models: dict[str, Path], methods: Sequence[str], op
         )  # fmt: skip
         one.transcripts = at / "transcripts.parquet"
         one.metrics = json.loads((at / "assessed" / "metrics.json").read_text())
-    truth = true_cells(sample)
-    against = compared(sample, found, truth, folder / "compare")
+    against = compared(sample, found, folder / "sim" / "truth" / "annotations.geojson", folder / "compare")
     for name, one in found.items():
         one.metrics["truth"] = against[name]
     return found
@@ -105,18 +100,6 @@ def figures(one: Segmentation) -> dict[str, float | None]:
 
 def points(sample: Sample) -> Path:
     return sample.folder / "convert" / "s.zarr" / "points" / "transcripts" / "points.parquet"
-
-
-def true_cells(sample: Sample) -> Path:
-    """GeoJSON of all true cells, which are dense over the whole mosaic."""
-    path = sample.folder / "truth.geojson"
-    converted = Converted.read(sample.folder / "convert" / "sample.json")
-    cells = sample.shapes("cells").geometry.to_numpy()
-    there = shapely.transform(cells, lambda xy: apply_affine(converted.affine, xy))
-    mosaic = shapely.box(0, 0, converted.width_px, converted.height_px)
-    kept = [(str(i), part) for i, part in enumerate(shapely.intersection(there, mosaic)) if part.geom_type == "Polygon" and not part.is_empty]
-    annotations_file.write_geojson(path, kept, mosaic)
-    return path
 
 
 def segmented(sample: Sample, models: dict[str, Path], methods: Sequence[str], options: argparse.Namespace) -> dict[str, Segmentation]:

@@ -34,6 +34,7 @@ import tissues  # noqa: E402
 import torch  # noqa: E402
 
 from istseg.comparators import METHODS, ROAD  # noqa: E402
+from istseg.network.model import BACKBONES  # noqa: E402
 
 MODULES = {"3c": "tissues", "5bc": "tissues", "4b": "degraded", "4c": "degraded", "6": "shifted", "s4": "ablations", "s6": "ablations"}
 """Figure → module, which has `run(folder, out, options)`."""
@@ -61,6 +62,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--umap-cells", type=int, default=2000, help="Of 5b; 0 for none.")
     parser.add_argument("--epochs", type=int, default=6, help="Of fine-tuning.")
     parser.add_argument("--crop-wpx", type=int, default=256, help="Of fine-tuning.")
+    parser.add_argument("--backbones", type=listed, default=list(BACKBONES), help="Of s6.")
     parser.add_argument("--budget-epochs", type=int, default=4, help="Of s4 and s6.")
     parser.add_argument("--budget-crop-wpx", type=int, default=128, help="Of s4 and s6.")
     parser.add_argument("--weights", action="append", default=[], metavar="ROLE=FILE", help="Of comparators: nuclei, cyto (cellpose), genesegnet.")
@@ -72,8 +74,10 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.figures if name not in MODULES] + [name for name in options.tissues if name not in tissues.TISSUES]
+    unknown += [name for name in options.backbones if name not in BACKBONES]
     if unknown:
-        parser.error(f"{', '.join(unknown)}: choose figures of {', '.join(MODULES)} and tissues of {', '.join(tissues.TISSUES)}")
+        known = f"figures of {', '.join(MODULES)}; tissues of {', '.join(tissues.TISSUES)}; backbones of {', '.join(BACKBONES)}"
+        parser.error(f"{', '.join(unknown)}: choose {known}")
     shipped = sorted(finetuning.BASE.parent.glob("genesegnet*.safetensors"))
     given = (text.partition("=") for text in options.weights)
     options.weights = ({"genesegnet": shipped[-1]} if shipped else {}) | {role: Path(path) for role, _, path in given}
