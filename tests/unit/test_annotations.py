@@ -179,6 +179,12 @@ def test_an_unlikely_size_is_told(tmp_path):
     assert found.warnings == ["Annotations: the median area of the cells is 1 µm²: is annotations_unit (px) right?"]
 
 
+def test_a_region_that_does_not_say_so_is_told(tmp_path):
+    frame = Frame(np.diag([0.5, 0.5, 1]), 120, 160, 2.0, 2.0)
+    found = annotations.read(write(tmp_path / "a", [feature(square(0, 0, 60), id="roi"), feature(square(5, 5, 5)), feature(square(20, 5, 5))]), None, frame)
+    assert found.warnings == ["Annotations: 1 are larger than 5000 µm² and count as cells; a region needs the classification `region`."]
+
+
 def test_what_is_written_is_read_again(tmp_path):
     cells = [("a", shapely.box(10, 10, 30, 30)), ("b", shapely.box(50, 50, 60.126, 60))]
     annotations.write_geojson(tmp_path / "a", cells, shapely.box(0, 0, 100, 100))

@@ -34,7 +34,7 @@ LABEL_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", 
 _BAND = 256
 _SHOWN = 5
 _PLAUSIBLE_UM2 = (5.0, 5000.0)
-"""Median area of annotated cells; outside, the unit is probably wrong."""
+"""Area of annotated cells: if the median lies outside, the unit is probably wrong."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +320,11 @@ def _check_cells(path: Path, found: Annotations, frame: Frame, unit: str | None,
     median = float(np.median(area))
     if not _PLAUSIBLE_UM2[0] <= median <= _PLAUSIBLE_UM2[1]:
         found.warnings.append(f"Annotations: the median area of the cells is {median:.3g} µm²: is annotations_unit ({unit or 'px'}) right?")
+    elif (area > _PLAUSIBLE_UM2[1]).any():
+        large = names[area > _PLAUSIBLE_UM2[1]]
+        found.warnings.append(
+            f"Annotations: {_listing(large)} are larger than {_PLAUSIBLE_UM2[1]:g} µm² and count as cells; a region needs the classification `region`."
+        )
 
 
 def _hint(pixels: np.ndarray, image: shapely.Geometry, frame: Frame, unit: str | None) -> str:

@@ -122,8 +122,8 @@ def _other(source: AssignedTranscripts, first: AssignedTranscripts) -> str:
 
 def _codes(column: pa.ChunkedArray, names: pd.Index) -> tuple[np.ndarray, str | None]:
     """Places of values in a list, −1 for null, empty and unknown ones; and one of the unknown."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    array = column.unify_dictionaries().combine_chunks()
     values = array.dictionary.to_pylist()
     places = np.append(names.get_indexer(pd.Index(values, dtype=object)), -1) if values else np.array([-1])
     index = array.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
