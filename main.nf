@@ -50,6 +50,7 @@ workflow {
                 genesegnet_weights: 'genesegnet' in params.compare.tokenize(',') && params.genesegnet_weights ? file(params.genesegnet_weights, glob: false) : [],
                 base_model: params.base_model == 'scratch' ? [] : file(params.base_model, glob: false),
                 finetune: params.finetune,
+                coexpression: params.coexpression,
                 // The run's teacher, asked for by its own name, is not computed twice.
                 compare: params.compare == 'none' ? [] : params.compare.tokenize(',').collect { name -> name == params.teacher && name != 'vendor' ? 'teacher' : name }.unique(),
                 proseg_init: params.proseg_init,

@@ -14,6 +14,7 @@ include { MERGE     } from '../modules/merge/main'
 include { ASSIGN    } from '../modules/assign/main'
 include { ASSESS    } from '../modules/assess/main'
 include { COMPARE   } from '../modules/compare/main'
+include { COEXPRESSION } from '../modules/coexpression/main'
 include { REGIONS   } from '../modules/regions/main'
 include { EXPORT    } from '../modules/export/main'
 include { COMPARATORS   } from './comparators'
@@ -66,6 +67,13 @@ workflow ISTSEG {
     SEGMENT(tiles.combine(models, by: 0))
     MERGE(TILE.out.index.join(whole_samples(SEGMENT.out.cells, sizes)).join(whole_samples(TEACH.out.labels, sizes)).join(thresholds))
 
+    // [meta, gene_colours.csv or []]
+    colours = CONVERT.out.sample.map { meta, json -> [meta, []] }
+    if (options.coexpression) {
+        COEXPRESSION(CONVERT.out.sample.join(CONVERT.out.transcripts))
+        colours = COEXPRESSION.out.colours
+    }
+
     // [meta, segmentation, cells, label image or [], table of transcripts or []]
     road = MERGE.out.istseg.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'istseg', polygons, image, []] }
     if ('teacher' in options.compare) {
@@ -88,7 +96,7 @@ workflow ISTSEG {
             .map { meta, segmentation, counts, table -> [meta, segmentation, counts + [table]] }
             .join(cells.map { meta, segmentation, polygons, image, table -> [meta, segmentation, polygons] }, by: [0, 1])
             .join(made, by: [0, 1])
-            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds), by: 0),
+            .combine(CONVERT.out.sample.join(TILE.out.folder).join(MERGE.out.nuclei).join(thresholds).join(colours), by: 0),
         options.marker_pairs,
         options.markers,
     )
@@ -100,7 +108,7 @@ workflow ISTSEG {
         .map { meta, all -> [meta] + all.toSorted { one -> one[0] }.transpose() }
     COMPARE(assigned.join(CONVERT.out.sample).join(annotations).filter { values -> values[1].size() > 1 || values[5] })
     assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
-    REGIONS(assigned.map { values -> values.take(3) }.join(TILE.out.folder).join(MERGE.out.nuclei).join(assessed))
+    REGIONS(assigned.map { values -> values.take(3) }.join(TILE.out.folder).join(MERGE.out.nuclei).join(assessed).join(colours))
     if (options.exports) {
         found = ASSIGN.out.transcripts.filter { meta, segmentation, table -> segmentation == 'istseg' }.map { meta, segmentation, table -> [meta, table] }
         merged = MERGE.out.istseg.join(MERGE.out.teacher).join(MERGE.out.nuclei).join(MERGE.out.labels).join(MERGE.out.record).map { values -> [values.head(), values.tail()] }

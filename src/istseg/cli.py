@@ -24,6 +24,9 @@ app.add_typer(comparator_app, name="comparator")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
 Device = Annotated[str, typer.Option(help="`cpu` or `cuda`. With `cuda` and no GPU the command fails; it never falls back.")]
+GeneColours = Annotated[
+    Optional[Path], typer.Option(exists=True, help="`gene_colours.csv` of `istseg coexpression`: transcripts are drawn in the colours of their genes.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Existing = {"exists": True}
 
@@ -355,6 +358,7 @@ def assess(
         Optional[Path], typer.Option(**Existing, help="CSV (gene_a, gene_b): genes that exclude each other. Default: found from the nuclei.")
     ] = None,
     markers: Annotated[Optional[Path], typer.Option(**Existing, help="CSV (gene, cell_type): markers, for the marker purity.")] = None,
+    gene_colours: GeneColours = None,
     seed: Seed = 0,
 ) -> None:
     """Flag spurious and inconsistent cells and measure the segmentation."""
@@ -363,7 +367,7 @@ def assess(
     stage.run(
         sample_json=sample_json, tiles=tiles, counts=counts, cells=cells, nuclei=nuclei, thresholds=thresholds, segmentation=segmentation, out=out,
         contain=contain, intersect=intersect, umap_cells=umap_cells, crops=crops, merge_json=merge_json, marker_pairs=marker_pairs, markers=markers,
-        seed=seed,
+        colours=gene_colours, seed=seed,
     )  # fmt: skip
 
 
@@ -400,11 +404,14 @@ def regions(
     out: Out,
     segmentation: Annotated[str, typer.Option(help="Whose flags choose the regions.")] = "istseg",
     side_um: Annotated[float, typer.Option(min=20, max=500, help="Side of a region.")] = 150.0,
+    gene_colours: GeneColours = None,
 ) -> None:
     """Draw a few regions as layers for the report's viewer."""
     from istseg.stages import regions as stage
 
-    stage.run(tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=side_um)
+    stage.run(
+        tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=side_um, colours=gene_colours,
+    )  # fmt: skip
 
 
 @app.command()

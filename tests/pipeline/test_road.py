@@ -65,7 +65,7 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
         done = tasks(run)
         assert done == {
             "PREFLIGHT": 1, "CONVERT": 2, "TILE": 2, "TEACH": 4, "CALIBRATE": 2, "CURATE": 4, "SEGMENT": 4,
-            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "COMPARE": 2, "REGIONS": 2, "EXPORT": 2, "REPORT": 1,
+            "MERGE": 2, "ASSIGN": 6, "ASSESS": 6, "COEXPRESSION": 2, "COMPARE": 2, "REGIONS": 2, "EXPORT": 2, "REPORT": 1,
         }  # fmt: skip
         assert all((run.outdir / "pipeline_info" / name).is_file() for name in ("timeline.html", "execution.html", "dag.html"))
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg.artifacts import gene_colours
 from istseg.artifacts.files import sha256
 from istseg.artifacts.sample import Sample
 from istseg.errors import InputError
@@ -137,7 +138,9 @@ def test_regions_that_cannot_be_drawn_are_told_at_once(shown, tmp_path):
     assert "covers 500,-300,590." in error.value.problems[2]
 
 
-def test_a_sample_without_enough_transcripts_is_refused(tmp_path):
+def test_without_enough_transcripts_all_genes_are_grey_and_it_is_said(tmp_path):
     sheet = make_sheet(tmp_path, per_cell=0)
-    with pytest.raises(InputError, match="fewer than two genes"):
-        call(sheet, tmp_path / "out")
+    record = call(sheet, tmp_path / "out")
+    assert "all genes are grey" in record["warnings"][0]
+    table = gene_colours.read(tmp_path / "out" / "gene_colours.csv")
+    assert np.allclose(table, gene_colours.GREY, atol=0.01)

@@ -11,6 +11,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import result_fixtures as made
+from istseg.artifacts import gene_colours
 from istseg.artifacts.metrics import FLAGS
 from istseg.artifacts.regions import Regions
 from istseg.artifacts.tiles import TileIndex
@@ -105,6 +106,24 @@ def test_regions_do_not_depend_on_the_tiling(world, tmp_path):
     assert Regions.read(tmp_path / "b" / "regions" / "regions.json") == one
     for layer in one.regions[0].layers:
         assert (tmp_path / "a" / "regions" / layer["file"]).read_bytes() == (tmp_path / "b" / "regions" / layer["file"]).read_bytes()
+
+
+def test_rna_is_drawn_in_the_colours_of_the_genes(world, tmp_path):
+    plain = draw(world, tmp_path / "plain")
+    colours = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+    gene_colours.write(tmp_path / "gene_colours.csv", made.GENES, np.ones(4), colours)
+    found = draw(world, tmp_path / "coloured", colours=tmp_path / "gene_colours.csv")
+    grey, coloured = plain.regions[0].layers[-1], found.regions[0].layers[-1]
+    assert grey["colour"] and coloured["colour"] is None
+    dots = np.asarray(Image.open(tmp_path / "plain" / "regions" / grey["file"]), float)
+    picture = np.asarray(Image.open(tmp_path / "coloured" / "regions" / coloured["file"]), float)
+    assert picture.shape == (200, 200, 3)
+    assert np.corrcoef(dots.ravel(), picture.max(-1).ravel())[0, 1] > 0.7
+    # Single transcripts are red, green, blue or yellow: no two channels are the same everywhere.
+    assert min(np.abs(picture[..., a] - picture[..., b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 50
+    (tmp_path / "gene_colours.csv").write_text("gene,red\nActb,1\n")
+    with pytest.raises(InputError, match="is not a gene_colours.csv"):
+        draw(world, tmp_path / "bad", colours=tmp_path / "gene_colours.csv")
 
 
 def test_what_does_not_belong_together_is_refused(world, tmp_path):

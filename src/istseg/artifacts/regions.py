@@ -25,7 +25,8 @@ class Region:
     corner_um
         (x, y) of the upper left corner of the picture, in µm from the mosaic's upper left corner.
     layers
-        `{"name", "role", "file", "colour"}` of each picture: grey values to be tinted with the colour (`#rrggbb`); role `nucleus`, `membrane` or `rna`.
+        `{"name", "role", "file", "colour"}` of each picture: grey values to be tinted with the colour (`#rrggbb`), or a picture
+        in colours where that is None; role `nucleus`, `membrane` or `rna`.
     outlines
         `{"name", "kind", "rings", "ids", "flags"}` of nuclei and of each segmentation: `rings` are texts `x,y x,y …` (SVG's `points`) in pixels of the
         pictures, closed; `ids` and `flags` (index into `metrics.FLAGS`) one for each ring; `flags` is None where they are not known.
@@ -33,7 +34,7 @@ class Region:
 
     reason: str
     corner_um: tuple[float, float]
-    layers: list[dict[str, str]]
+    layers: list[dict[str, str | None]]
     outlines: list[dict[str, Any]]
 
 

@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from scipy.sparse import coo_array
 from scipy.spatial import cKDTree
 
+from istseg.artifacts.gene_colours import GREY
 from istseg.artifacts.patches import Patch
 from istseg.network.dataset import PatchRef
 from istseg.progress import track
@@ -26,7 +27,6 @@ MAX_CENTRES = 100_000
 """Molecules whose neighbourhoods are taken."""
 RANGE = (2.0, 98.0)
 """Percentiles of a component over the genes that become 0 and 1."""
-GREY = 0.5
 _CHUNK = 4096
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from istseg.artifacts import gene_colours
 from istseg.artifacts.files import whole
 from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile, TileIndex
@@ -33,7 +34,14 @@ def choose(obs: pd.DataFrame, owner: np.ndarray, n_per_flag: int, seed: int) -> 
 
 
 def draw(
-    folder: Path, tiles: Path, index: TileIndex, obs: pd.DataFrame, polygons: tuple[np.ndarray, np.ndarray], n_per_flag: int, seed: int
+    folder: Path,
+    tiles: Path,
+    index: TileIndex,
+    obs: pd.DataFrame,
+    polygons: tuple[np.ndarray, np.ndarray],
+    n_per_flag: int,
+    seed: int,
+    colours: pd.DataFrame | None = None,
 ) -> list[dict[str, str]]:
     """Write one picture per example into `folder` (replaced as a whole, made also when empty); gives `{"file", "cell_id", "flag", "reason"}` of each, by flag.
 
@@ -45,6 +53,8 @@ def draw(
         One row per cell with `cell_id`, centroids, `qc_flag`, `qc_reason`.
     polygons
         Valid polygons of the cells and of the nuclei, µm.
+    colours
+        Of genes (`artifacts.gene_colours`): a transcript has that of its gene.
 
     """
     cells, nuclei = polygons
@@ -57,11 +67,13 @@ def draw(
         part.mkdir()
         for t in np.unique(owner[rows]):
             tile = Tile.read(tiles / index.tiles[t]["tile_id"])
-            points = tile.transcripts(["x_wpx", "y_wpx", "is_control"])
-            xy = points.loc[~points["is_control"], ["x_wpx", "y_wpx"]].to_numpy(float)
+            points = tile.transcripts(["x_wpx", "y_wpx", "gene", "is_control"])
+            points = points[~points["is_control"]]
+            inks = None if colours is None else gene_colours.of(colours, points["gene"].cat.categories)[points["gene"].cat.codes]
+            xy = points[["x_wpx", "y_wpx"]].to_numpy(float)
             for row in rows[owner[rows] == t].tolist():
                 files[row] = f"{obs['qc_flag'].iloc[row]}_{number[row]:02d}.png"
-                drawing.write_png(part / files[row], _picture(tile, xy, cells, nuclei, trees, row))
+                drawing.write_png(part / files[row], _picture(tile, (xy, inks), cells, nuclei, trees, row))
     chosen = obs.iloc[rows]
     return [
         {"file": f"{folder.name}/{files[row]}", "cell_id": str(cell), "flag": str(flag), "reason": str(reason)}
@@ -69,7 +81,16 @@ def draw(
     ]
 
 
-def _picture(tile: Tile, xy: np.ndarray, cells: np.ndarray, nuclei: np.ndarray, trees: tuple[shapely.STRtree, shapely.STRtree], row: int) -> np.ndarray:
+def _picture(
+    tile: Tile,
+    molecules: tuple[np.ndarray, np.ndarray | None],
+    cells: np.ndarray,
+    nuclei: np.ndarray,
+    trees: tuple[shapely.STRtree, shapely.STRtree],
+    row: int,
+) -> np.ndarray:
+    """Picture of one cell; `molecules` are the places of the tile's transcripts and their colours."""
+    xy, inks = molecules
     bounds = shapely.bounds(shapely.transform(cells[row], lambda c: apply_affine(tile.affine, c)))
     extent = float(max(bounds[2] - bounds[0], bounds[3] - bounds[1])) * tile.working_um
     side = round(min(max(SIDE_UM, 1.5 * extent), _MAX_SIDE_UM) / tile.working_um)
@@ -86,7 +107,8 @@ def _picture(tile: Tile, xy: np.ndarray, cells: np.ndarray, nuclei: np.ndarray, 
     view = shapely.box(*corners.min(axis=0), *corners.max(axis=0))
     neighbours = np.setdiff1d(trees[0].query(view), [row])
     shown = (xy - [left, top]) * zoom
-    drawing.molecules(picture, shown[((shown >= 0) & (shown < _SIDE_PX)).all(axis=1)])
+    inside = ((shown >= 0) & (shown < _SIDE_PX)).all(axis=1)
+    drawing.molecules(picture, shown[inside], None if inks is None else inks[inside])
     drawing.contours(picture, to_picture(cells[neighbours]), drawing.NEIGHBOUR)
     drawing.contours(picture, to_picture(nuclei[np.sort(trees[1].query(view))]), drawing.NUCLEUS)
     drawing.contours(picture, to_picture(cells[[row]]), drawing.CELL, thickness=2)

@@ -58,11 +58,12 @@ def contours(picture: np.ndarray, polygons: np.ndarray, colour: tuple[int, int, 
         cv2.addWeighted(target, opacity, picture, 1 - opacity, 0, dst=picture)
 
 
-def molecules(picture: np.ndarray, xy: np.ndarray, radius: float = 1.2) -> None:
-    """Draw molecules at (n, 2) points (x, y in pixels of the picture) into it."""
+def molecules(picture: np.ndarray, xy: np.ndarray, colours: np.ndarray | None = None, radius: float = 1.2) -> None:
+    """Draw molecules at (n, 2) points (x, y in pixels of the picture) into it, each in its colour (n, 3) in 0…1, else all in `MOLECULE`."""
+    inks = [MOLECULE] * len(xy) if colours is None else [tuple(c) for c in np.rint(colours * 255).astype(int).tolist()]
     scale = 2**_SUBPIXEL_BITS
-    for x, y in np.rint((xy - 0.5) * scale).astype(int).tolist():
-        cv2.circle(picture, (x, y), int(radius * scale), MOLECULE, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    for (x, y), ink in zip(np.rint((xy - 0.5) * scale).astype(int).tolist(), inks, strict=True):
+        cv2.circle(picture, (x, y), int(radius * scale), ink, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def scale_bar(picture: np.ndarray, um_per_px: float) -> np.ndarray:
@@ -95,6 +96,6 @@ def _round_down(value: float) -> float:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 (y, x, 3) RGB."""
+    """Write uint8 (y, x, 3) RGB or (y, x) grey."""
     with whole(path) as part:
         Image.fromarray(picture).save(part, format="PNG")

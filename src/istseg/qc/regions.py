@@ -8,20 +8,25 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import shapely
-from PIL import Image
 
+from istseg import rna_view
+from istseg.artifacts import gene_colours
 from istseg.artifacts.metrics import FLAGS
 from istseg.artifacts.regions import Region
 from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile, TileIndex
 from istseg.grid import Box
+from istseg.qc.drawing import write_png
 
 _SIMPLIFY_WPX = 0.5
 _COLOURS = ("#00b454", "#ff9a3c", "#c8c800", "#ff5050", "#a0a0ff")
 """Of membrane stains in their order; the nucleus stain is blue, RNA magenta."""
 _NUCLEUS_COLOUR, _RNA_COLOUR = "#4073ff", "#ff26a6"
 _RNA_SIGMA_WPX, _RNA_TOP = 1.0, 99.5
+_RNA_FULL = 2.0
+"""Of the mean density of a region: there a pixel in the colours of genes has 63 % of its full brightness."""
 
 
 def choose(index: TileIndex, xy_wpx: np.ndarray, flag: np.ndarray, side_wpx: int) -> list[tuple[str, int, int]]:
@@ -82,6 +87,7 @@ def draw(
     tiles: Path,
     index: TileIndex,
     outlines: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    colours: pd.DataFrame | None,
 ) -> Region:
     """Write the pictures of one square into `folder`.
 
@@ -93,45 +99,57 @@ def draw(
         Of `choose`.
     outlines
         Name → ids, valid polygons in µm, and place in `FLAGS` (or None) of all nuclei or cells of the sample; nuclei have the name `nuclei`.
+    colours
+        Of genes (`artifacts.gene_colours`); without them the RNA is one grey picture.
     """
     reason, y, x = square
     box = (y, x, y + side_wpx, x + side_wpx)
-    stains, counts, names = _pixels(tiles, index, box)
-    rna = cv2.GaussianBlur(counts.astype(np.float32), (0, 0), _RNA_SIGMA_WPX)
-    top = float(np.percentile(rna, _RNA_TOP)) or 1.0
+    stains, points, names = _contents(tiles, index, box)
     layers = [
-        *(
-            (name, "nucleus" if i == 0 else "membrane", image, _NUCLEUS_COLOUR if i == 0 else _COLOURS[(i - 1) % len(_COLOURS)])
-            for i, (name, image) in enumerate(zip(names, stains, strict=True))
-        ),
-        ("RNA", "rna", rna / top, _RNA_COLOUR),
+        (name, "membrane" if i else "nucleus", image, _COLOURS[(i - 1) % len(_COLOURS)] if i else _NUCLEUS_COLOUR)
+        for i, (name, image) in enumerate(zip(names, stains, strict=True))
     ]
+    layers.append(("RNA", "rna", *_rna(points, side_wpx, colours)))
     records = []
     for i, (name, role, image, colour) in enumerate(layers):
         file = f"region{number}_{i}.png"
-        Image.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)).save(folder / file)
+        write_png(folder / file, np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
         records.append({"name": name, "role": role, "file": file, "colour": colour})
     to_picture = np.array([[1.0, 0, -x], [0, 1.0, -y], [0, 0, 1.0]]) @ index.affine
     drawn = [_outlines(name, *found, to_picture, side_wpx) for name, found in outlines.items()]
     return Region(reason, (x * index.working_um, y * index.working_um), records, drawn)
 
 
-def _pixels(tiles: Path, index: TileIndex, box: Box) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Normalised stains (c, y, x) and transcripts per pixel of a box, put together from the cores of the tiles; zero where there is none."""
+def _contents(tiles: Path, index: TileIndex, box: Box) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
+    """Normalised stains (c, y, x) and gene transcripts (`row`, `column`, `gene`) of a box, from the cores of the tiles; empty outside of them."""
     y0, x0, y1, x1 = box
-    stains, counts, names = np.zeros((0, y1 - y0, x1 - x0), np.float32), np.zeros((y1 - y0, x1 - x0), np.int32), []
+    shape, stains, points, names = (y1 - y0, x1 - x0), np.zeros((0, y1 - y0, x1 - x0), np.float32), [], []
     for record in index.tiles:
         top, left, bottom, right = (max(y0, record["core"][0]), max(x0, record["core"][1]), min(y1, record["core"][2]), min(x1, record["core"][3]))
         if top >= bottom or left >= right:
             continue
         tile = Tile.read(tiles / record["tile_id"])
         if not names:
-            names, stains = tile.stains, np.zeros((len(tile.stains), *counts.shape), np.float32)
-        place = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
-        stains[:, *place] = tile.normalised((top, left, bottom, right))
-        ry, rx = tile.region[:2]
-        counts[place] = tile.transcript_counts()[top - ry : bottom - ry, left - rx : right - rx]
-    return stains, counts, names
+            names, stains = tile.stains, np.zeros((len(tile.stains), *shape), np.float32)
+        stains[:, top - y0 : bottom - y0, left - x0 : right - x0] = tile.normalised((top, left, bottom, right))
+        table = tile.transcripts(["x_wpx", "y_wpx", "gene", "is_control"])
+        y, x = np.floor(table["y_wpx"]).astype(np.int64), np.floor(table["x_wpx"]).astype(np.int64)
+        mine = ~table["is_control"] & (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        points.append(pd.DataFrame({"row": y[mine] - y0, "column": x[mine] - x0, "gene": table.loc[mine, "gene"].astype(str)}))
+    return stains, pd.concat(points) if points else pd.DataFrame({"row": [], "column": [], "gene": []}), names
+
+
+def _rna(points: pd.DataFrame, side: int, colours: pd.DataFrame | None) -> tuple[np.ndarray, str | None]:
+    """Picture of the transcripts, 0…1, and its tint: in the colours of the genes, or grey to be tinted."""
+    row, column, shape = points["row"].to_numpy(np.int64), points["column"].to_numpy(np.int64), (side, side)
+    if colours is None:
+        counts = np.bincount(row * side + column, minlength=side * side).reshape(shape).astype(np.float32)
+        rna = cv2.GaussianBlur(counts, (0, 0), _RNA_SIGMA_WPX)
+        return rna / (float(np.percentile(rna, _RNA_TOP)) or 1.0), _RNA_COLOUR
+    genes = points["gene"].astype("category").cat
+    weight = rna_view.weights(gene_colours.of(colours, genes.categories))[genes.codes]
+    full = max(_RNA_FULL * len(points) / side**2, 1e-6)
+    return rna_view.paint(row, column, weight, shape, _RNA_SIGMA_WPX, full) / 255, None
 
 
 def _outlines(name: str, ids: np.ndarray, polygons: np.ndarray, flags: np.ndarray | None, to_picture: np.ndarray, side: int) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def figure(found: Regions, region: Region, folder: Path, layer_bytes: int, main:
             "yaxis": {**axis, "range": [top + side, top], "scaleanchor": "x"}, "legend": {"orientation": "v", "itemsizing": "constant"},
         },
         "alt": f"Square of {side:.0f} µm: {', '.join(layer['name'] for layer in region.layers)}; outlines: {said}.",
-        "colours": [layer["colour"] for layer in region.layers],
+        "colours": [layer["colour"] or "conic-gradient(#f55, #fd5, #5f5, #5df, #55f, #f5f, #f55)" for layer in region.layers],
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from istseg import __version__
 from istseg import counts as counts_file
 from istseg.artifacts import cells as cells_file
+from istseg.artifacts import gene_colours
 from istseg.artifacts import markers as marker_lists
 from istseg.artifacts.assigned import AssignedTranscripts
 from istseg.artifacts.files import read_json
@@ -48,6 +49,7 @@ def run(
     merge_json: Path | None = None,
     marker_pairs: Path | None = None,
     markers: Path | None = None,
+    colours: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Assess one segmentation of one sample.
@@ -68,6 +70,8 @@ def run(
         Pairs of genes that exclude each other (`artifacts/markers.py`); without it they are found from the nuclei (`qc.purity.exclusive_pairs`).
     markers
         Markers of cell types; without it marker purity is not measured.
+    colours
+        `gene_colours.csv` of `istseg coexpression`: the example pictures show transcripts in them.
 
     Raises
     ------
@@ -114,7 +118,8 @@ def run(
     embedded = embedding.embed(adata, umap_cells, seed)
     used = {"background_density": limits.background_density, "spurious_count": limits.spurious_count, "contain": contain, "intersect": intersect}
     _annotate(adata, embedded, used, method, {"umap_cells": umap_cells, "seed": seed, "density_sigma_um": limits.density_sigma_um})
-    examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed)
+    palette = gene_colours.read(colours) if colours else None
+    examples = crop_pictures.draw(out / "crops", tiles, index, adata.obs, (shapes, nucleus_shapes), crops, seed, palette)
     picture = overview.draw(out / "overview.png", tiles, index, sample, shapes)
     flag_table, nucleus_record = summary.flag_counts(adata.obs, in_image), summary.nucleus_counts(overlaps.containing_cells, overlaps.intersecting_cells)
     said = summary.warnings(adata.obs, assigned["transcripts"], flag_table, nucleus_record, border, limits.spurious_count)

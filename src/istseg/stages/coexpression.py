@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from istseg.artifacts import gene_colours
 from istseg.artifacts.files import whole, write_json
 from istseg.artifacts.genes import draw_shares
 from istseg.artifacts.sample import Sample
@@ -73,16 +74,18 @@ def run(
     Raises
     ------
     InputError
-        If the sample's files do not fit together, a region lies outside, or fewer than two genes have enough transcripts.
+        If the sample's files do not fit together or a region lies outside.
     """
     sample = Sample.read(sample_json)
     points = Points(zarr, sample)
     boxes = _boxes(sample, regions)
     squares, per_gene = points.survey()
     counts = np.fromiter(per_gene.values(), np.int64, len(per_gene))
+    warnings = []
     if (counts >= MIN_MOLECULES).sum() < 2:
-        raise InputError(f"{sample.sample}: fewer than two genes have {MIN_MOLECULES} transcripts; there is no co-expression to show.")
-    matrix, n_centres = estimate(sample, points, radius_um, min(centres / counts.sum(), 1.0), seed)
+        warnings.append(f"Fewer than two genes have {MIN_MOLECULES} transcripts: there is no co-expression to show, all genes are grey.")
+        log.warning("%s: %s", sample.sample, warnings[0])
+    matrix, n_centres = estimate(sample, points, radius_um, min(centres / max(counts.sum(), 1), 1.0), seed)
     palette = colours(matrix, counts)
     out = Path(out)
     _write_tables(out, sample.genes, matrix, counts, palette)
@@ -103,6 +106,7 @@ def run(
         "layer_um": layer_um,
         "seed": seed,
         "pictures": pictures,
+        "warnings": warnings,
     }
     write_json(out / "coexpression.json", record)
     log.info("%s: co-expression of %d genes from %d neighbourhoods, %d pictures", sample.sample, len(sample.genes), n_centres, len(pictures))
@@ -148,13 +152,9 @@ def estimate(sample: Sample, points: Points, radius_um: float, share: float, see
 
 
 def _write_tables(out: Path, genes: list[str], matrix: np.ndarray, counts: np.ndarray, palette: np.ndarray) -> None:
-    levels = np.rint(palette * 255).astype(int)
-    table = pd.DataFrame({"gene": genes, "n_transcripts": counts, **dict(zip(("red", "green", "blue"), levels.T, strict=True))})
-    table["hex"] = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in levels.tolist()]
     with whole(out / "coexpression.parquet") as part:
         pd.DataFrame(matrix.astype(np.float32), index=pd.Index(genes, name="gene"), columns=genes).to_parquet(part)
-    with whole(out / "gene_colours.csv") as part:
-        table.to_csv(part, index=False)
+    gene_colours.write(out / "gene_colours.csv", genes, counts, palette)
 
 
 def _picture(folder: Path, name: str, sample: Sample, view: RnaView, box: BoxUm, picture_px: int) -> dict[str, object]:

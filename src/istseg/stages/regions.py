@@ -13,6 +13,7 @@ import geopandas as gpd
 import numpy as np
 
 from istseg.artifacts import cells as cells_file
+from istseg.artifacts import gene_colours
 from istseg.artifacts.files import whole
 from istseg.artifacts.metrics import FLAGS
 from istseg.artifacts.regions import Regions
@@ -25,7 +26,7 @@ from istseg.qc.nuclei import valid_polygons
 log = logging.getLogger(__name__)
 
 
-def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segmentation: str, out: Path, side_um: float) -> None:
+def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segmentation: str, out: Path, side_um: float, colours: Path | None = None) -> None:
     """Choose squares and write their layers to `out/regions`.
 
     Parameters
@@ -34,6 +35,9 @@ def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segm
         Segmentation → its `*.cells.parquet`.
     counts
         `counts.h5ad` of assess of `segmentation`, whose flags choose the squares and colour its cells.
+
+    colours
+        `gene_colours.csv` of `istseg coexpression`: the RNA is drawn in them.
 
     Raises
     ------
@@ -50,11 +54,12 @@ def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segm
     side = max(round(side_um / index.working_um), 1)
     outlines = {"nuclei": _polygons(cells_file.read(nuclei))} | {name: _polygons(table) for name, table in tables.items()}
     outlines[segmentation] = (*outlines[segmentation][:2], flags)
+    palette = gene_colours.read(colours) if colours else None
     found = Regions(index.sample, side, index.working_um)
     with whole(Path(out) / "regions") as part:
         part.mkdir()
         for number, square in enumerate(squares.choose(index, apply_affine(index.affine, centroids), flags, side)):
-            found.regions.append(squares.draw(part, number, square, side, tiles, index, outlines))
+            found.regions.append(squares.draw(part, number, square, side, tiles, index, outlines, palette))
         found.write(part / "regions.json")
     log.info("%s: %d regions for the viewer: %s", index.sample, len(found.regions), "; ".join(region.reason for region in found.regions))
 
