@@ -28,18 +28,22 @@ STAINS = "Cellbound1;Cellbound2"
 STAIN_CHANNELS = 3
 """Channels of the stain encoder; those of the RNA follow."""
 NONE = "none"
+"""RNA input of a model that sees no RNA, in training and test."""
 POOR = {"degraded": 0.8, "contour": 0.7}
 
 
 def run(folder: Path, out: Path, options: argparse.Namespace) -> list[str]:
     """Write the tables that were asked for; gives their markdown."""
-    train = finetuning.make(folder / "train", options, options.seed + 200, 0.0, 0.5, STAINS, 0.5)
-    patches = finetuning.curated(train, folder / "labels", finetuning.labels_of(train, finetuning.sound, options.seed))
+    patches = folder / "no patches"
+    if "s6" in options.figures or options.rna_inputs:
+        train = finetuning.make(folder / "train", options, options.seed + 200, 0.0, 0.5, STAINS, 0.5)
+        patches = finetuning.curated(train, folder / "labels", finetuning.labels_of(train, finetuning.sound, options.seed))
     good = finetuning.make(folder / "good", options, options.seed, 0.0, stains=STAINS)
     texts = []
     if "s4" in options.figures:
         poor = finetuning.make(folder / "poor", options, options.seed, 0.0, stains=STAINS, **POOR)
-        rows = rna_inputs(folder / "s4", patches, {"good stains": good, "broken contours": poor}, options)
+        bare = finetuning.make(folder / "bare", options, options.seed, 0.0, stains="none")
+        rows = rna_inputs(folder / "s4", patches, {"good stains": good, "broken contours": poor, "nucleus stain only": bare}, options)
         texts.append("## Fig. S4\n\n" + tables.write(out, "s4", rows))
     if "s6" in options.figures:
         texts.append("## Fig. S6\n\n" + tables.write(out, "s6", backbones(folder / "s6", patches, good, options)))
@@ -63,7 +67,7 @@ def rna_inputs(folder: Path, patches: Path, tests: dict[str, finetuning.Sample],
         patch = Patch.read(path)
         patch.counts = np.zeros_like(patch.counts)
         patch.write(silent / path.name)
-    for kind in (NONE, "density", "coexpression", "learned"):
+    for kind in options.rna_inputs:
         genes = sorted(gene_counts(find_patches([patches]))) if kind in ("coexpression", "learned") else []
         model, card = warmed(options.base, "density" if kind == NONE else kind, genes, options.seed)
         path, facts = taught(folder / kind, model, replace(card, name=kind), silent if kind == NONE else patches, options)

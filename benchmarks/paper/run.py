@@ -34,7 +34,7 @@ import tissues  # noqa: E402
 import torch  # noqa: E402
 
 from istseg.comparators import METHODS, ROAD  # noqa: E402
-from istseg.network.model import BACKBONES  # noqa: E402
+from istseg.network.model import BACKBONES, RNA_INPUTS  # noqa: E402
 
 MODULES = {"3c": "tissues", "5bc": "tissues", "4b": "degraded", "4c": "degraded", "6": "shifted", "s4": "ablations", "s6": "ablations"}
 """Figure → module, which has `run(folder, out, options)`."""
@@ -62,6 +62,8 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--umap-cells", type=int, default=2000, help="Of 5b; 0 for none.")
     parser.add_argument("--epochs", type=int, default=6, help="Of fine-tuning.")
     parser.add_argument("--crop-wpx", type=int, default=256, help="Of fine-tuning.")
+    rna_inputs = ["none", *RNA_INPUTS]
+    parser.add_argument("--rna-inputs", type=listed, default=rna_inputs, help="That s4 trains; empty: the base alone, with and without RNA.")
     parser.add_argument("--backbones", type=listed, default=list(BACKBONES), help="Of s6.")
     parser.add_argument("--budget-epochs", type=int, default=4, help="Of s4 and s6.")
     parser.add_argument("--budget-crop-wpx", type=int, default=128, help="Of s4 and s6.")
@@ -73,11 +75,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="Keep the samples here; default: a temporary folder.")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.figures if name not in MODULES] + [name for name in options.tissues if name not in tissues.TISSUES]
-    unknown += [name for name in options.backbones if name not in BACKBONES]
-    if unknown:
-        known = f"figures of {', '.join(MODULES)}; tissues of {', '.join(tissues.TISSUES)}; backbones of {', '.join(BACKBONES)}"
-        parser.error(f"{', '.join(unknown)}: choose {known}")
+    for name, known in (("figures", MODULES), ("tissues", tissues.TISSUES), ("backbones", BACKBONES), ("rna_inputs", rna_inputs)):
+        if unknown := [value for value in getattr(options, name) if value not in known]:
+            parser.error(f"--{name.replace('_', '-')} {','.join(unknown)}: choose of {', '.join(known)}")
     shipped = sorted(finetuning.BASE.parent.glob("genesegnet*.safetensors"))
     given = (text.partition("=") for text in options.weights)
     options.weights = ({"genesegnet": shipped[-1]} if shipped else {}) | {role: Path(path) for role, _, path in given}

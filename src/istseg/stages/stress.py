@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,8 +189,11 @@ class _Bench:
 
     def segment(self, stains: np.ndarray, transcripts: pd.DataFrame) -> np.ndarray:
         """(y, x) int32 cells; the tile is left in this state."""
-        # A folder for each state: the predictor keeps the transcripts of the folder that it saw last.
+        # A folder for each state: the predictor keeps the transcripts of the folder that it saw last. One is there at a time.
+        before = self._tile.folder
         self._tile.write(self._scratch / f"state{self._states}", stains, transcripts, self._genes)
+        if self._states:
+            shutil.rmtree(before)
         self._states += 1
         return predict_tile(self._tile, self._predictor, filter_of(self._predictor.card), self._batch_size)[0]
 
