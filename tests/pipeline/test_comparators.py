@@ -38,9 +38,9 @@ def sheet(nextflow_module: Nextflow):
     return nextflow_module.samplesheet("a,merscope,sim/raw")
 
 
-def arguments(sheet) -> tuple[object, ...]:
+def arguments(sheet, *more: str) -> tuple[object, ...]:
     # With the vendor's cells as the teacher the watershed is a comparator.
-    compare = ",".join(SEGMENTATIONS[1:])
+    compare = ",".join([*SEGMENTATIONS[1:], *more])
     return "--input", sheet, "--compare", compare, "--teacher", "vendor", "--exports", "none", "--umap_cells", 0, "--crops", 0, "--max_cpus", 1
 
 
@@ -88,20 +88,41 @@ def test_programs_say_whose_a_transcript_is(compared, name):
     assert right > 0.55, "transcripts of a cell found are mostly of one true cell"
 
 
+# Stands in for Baysor, which is not here: keeps its command line and answers in the form that Baysor 0.7.1 documents, every nucleus a cell.
+BAYSOR = """#!/bin/bash
+printf '%%s\\n' "$@" > %(seen)s
+{
+    echo transcript_id,x,y,z,gene,prior,molecule_id,cell,is_noise
+    tail -n +2 "${@: -2:1}" | awk -F, '{ noise = $6 == 0; print $0 "," NR "," (noise ? "" : "CRstandin-" $6) "," (noise ? "true" : "false") }'
+} > output/segmentation.csv
+echo '{"type": "FeatureCollection", "features": []}' > output/segmentation_polygons_2d.json
+"""
+
+
 def test_a_comparator_that_fails_stops_nothing_else(compared, nextflow_module, sheet):
-    """Proseg ends in error by an option that it does not know; the rest of the run is that of before, and its exit code tells."""
+    """Proseg ends in error by an option that it does not know; the rest of the run is as before, and its exit code tells. Baysor gets its exact command."""
     (nextflow_module.folder / "fault.config").write_text("process { withName: 'PROSEG' { ext.args = '--no-such-option' } }\n")
-    run = nextflow_module.run(*arguments(sheet), "-c", "fault.config", "-resume", ok=False, outdir="failed", timeout=600)
+    baysor, seen = nextflow_module.folder / "bay sor", nextflow_module.folder / "seen.txt"
+    baysor.write_text(BAYSOR % {"seen": seen})
+    baysor.chmod(0o755)
+    given = (*arguments(sheet, "baysor"), "--baysor", baysor, "--baysor_min_molecules", 12)
+    run = nextflow_module.run(*given, "-c", "fault.config", "-resume", ok=False, outdir="failed", timeout=600)
     assert run.code != 0
     (failure,) = run.record()["failures"]
     assert (failure["sample"], failure["stage"], failure["segmentation"]) == ("a", "proseg", "proseg")
     assert "--no-such-option" in failure["message"]
     (sample,) = json.loads((run.outdir / "report.json").read_text())["samples"]
-    assert set(sample["segmentations"]) == set(SEGMENTATIONS) - {"proseg"}
+    assert set(sample["segmentations"]) == {*SEGMENTATIONS, "baysor"} - {"proseg"}
     assert sample["failure"] is None
     assert [f["segmentation"] for f in sample["failed_comparators"]] == ["proseg"]
     assert "The comparator proseg failed" in (run.outdir / "report.html").read_text(encoding="utf-8")
     assert "PROSEG (a)" in run.text
+    assert seen.read_text().split("\n")[:-1] == [
+        "run", "--x-column", "x", "--y-column", "y", "--gene-column", "gene", "--prior-segmentation-confidence", "1", "--config.data.force_2d=true",
+        "--polygon-format", "FeatureCollection", "--count-matrix-format", "tsv", "--output", "output/segmentation.csv", "--min-molecules-per-cell", "12",
+        "input/prepared/transcripts.csv", ":prior",
+    ]  # fmt: skip
+    assert sample["segmentations"]["baysor"]["transcripts"]["in_cells"] > 500
 
 
 def test_what_comparators_lack_is_refused_before_any_work(nextflow_module, sheet):

@@ -160,3 +160,46 @@ def load(path: Path):
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
     return module
+
+
+def comparators(folder: Path, path: str, *names: str) -> subprocess.CompletedProcess:
+    environment = {"PATH": path, "HOME": str(folder)}
+    command = [sys.executable, folder / "bin" / "setup_comparators", *names]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("fakes", "words"),
+    [
+        ({}, "setup: no cargo found, and proseg is compiled here: install Rust 1.88 or newer with rustup, or leave proseg out of --compare."),
+        ({"cargo": "echo cargo 1.70.0"}, "setup: cargo 1.70.0 is too old for proseg: install Rust 1.88 or newer"),
+        ({"cargo": '[ "$1" = --version ] && echo cargo 1.95.0 || { echo no route to host; exit 101; }'}, "setup: compiling proseg failed"),
+    ],
+)
+def test_proseg_needs_a_cargo_that_works(checkout, fakes, words):
+    shutil.copytree(ROOT / "containers", checkout / "containers")
+    done = comparators(checkout, tools(checkout, **fakes), "proseg")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert not (checkout / ".istseg" / "comparators" / "proseg" / "stamp").exists()
+
+
+def test_a_program_that_is_there_is_not_installed_again(checkout):
+    shutil.copytree(ROOT / "containers", checkout / "containers")
+    program = checkout / ".istseg" / "comparators" / "proseg" / "bin" / "proseg"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho proseg 3.2.0\n")
+    program.chmod(0o755)
+    version = checkout / "containers" / "proseg" / "version"
+    (program.parents[1] / "stamp").write_text(hashlib.sha256(version.read_bytes()).hexdigest())
+    path = tools(checkout)
+    done = comparators(checkout, path, "proseg")
+    assert (done.returncode, done.stdout) == (0, "setup: proseg: is there\n")
+    version.write_text("3.9.9\n")
+    assert "no cargo found" in comparators(checkout, path, "proseg").stderr, "another pin is another program"
+
+
+def test_baysor_is_not_installed_here(checkout):
+    done = comparators(checkout, tools(checkout), "baysor", "prosec")
+    assert done.returncode == 1
+    assert "no such program: baysor, prosec; there are proseg, comseg. Baysor is given by its path (--baysor)." in done.stderr

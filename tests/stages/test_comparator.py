@@ -10,7 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import torch
 import zarr
+from cellpose.resnet_torch import CPnet
 from scipy.spatial import cKDTree
 
 import result_fixtures
@@ -22,6 +24,7 @@ from istseg.artifacts.tiles import Tile, TileIndex
 from istseg.comparators import Settings
 from istseg.errors import InputError
 from istseg.stages import assign, calibrate, comparator
+from istseg.teachers.watershed import Sizes
 
 LIMITS = {"density_sigma_um": 1.08, "contain": 0.95, "intersect": 0.05}
 
@@ -70,6 +73,25 @@ def test_the_best_stain_is_chosen_as_the_teachers(taught, tmp_path):
     owned = pd.concat([TileLabels.read(folder / "labels" / t.name, [best]).objects for t in tiles]).query("owned")
     assert len(owned) == len(cells)
     assert sorted(owned["area_wpx"]) == pytest.approx(sorted(np.bincount(zarr.open_group(tmp_path / "watershed.labels.zarr")["watershed"][:].ravel())[1:]))
+
+
+@pytest.mark.slow
+def test_cellpose_beside_another_teacher_gives_what_it_gives_as_the_teacher(tmp_path):
+    """With weights of a network that was never trained: what counts is that both ways give it the same."""
+    torch.manual_seed(0)
+    net = CPnet(nbase=[2, 32, 64, 128, 256], nout=3, sz=3, mkldnn=False, conv_3D=False, max_pool=True)
+    weights = tmp_path / "weights"
+    torch.save(net.state_dict(), weights)
+    tiles = made.cut(made.make_sheet(tmp_path, 40, 40, membranes=("Ring",)), tmp_path)
+    made.teach(tiles, tmp_path / "teacher", teacher="cellpose", nuclei_weights=weights, cyto_weights=weights, cell_diameter_um=30.0, nucleus_diameter_um=25.0)
+    files = {"nuclei": weights, "cyto": weights}
+    settings = Settings(sizes=Sizes(nucleus_diameter_um=25.0, cell_diameter_um=30.0), weights=files)
+    comparator.tiles(method="cellpose", tiles=tiles, out=tmp_path / "comparator", settings=settings, **LIMITS)
+    one, other = (TileLabels.read(tmp_path / folder / tiles[0].name) for folder in ("teacher", "comparator"))
+    assert one.method == other.method
+    assert list(one.layers) == list(other.layers) == ["nuclei", "cells_Ring"]
+    assert all((one.layers[name] == other.layers[name]).all() for name in one.layers)
+    assert (tmp_path / "teacher" / tiles[0].name / "sketch.json").read_text() == (tmp_path / "comparator" / tiles[0].name / "sketch.json").read_text()
 
 
 def test_a_missing_sketch_is_no_smaller_vote(taught, tmp_path):
