@@ -271,7 +271,8 @@ def write_comparison(folder: Path, name: str, metrics: dict[str, Metrics], annot
             against[n]["dense"] = {"n_truth": 200, "n_predicted": 210, "ap": ap, "mean_ap": 0.544, "precision": 0.9, "recall": 0.88 - 0.1 * k, "f1": 0.89,
                                    "panoptic_quality": 0.71, "segmentation_quality": 0.8}  # fmt: skip
     facts = {"n_cells": 212, "region_um2": 250_000.0 if whole else None} if annotated else None
-    comparison = Comparison(name, names, agreement, against, facts, {"match_iou": 0.5, "iou_thresholds": [0.5, 0.6, 0.7, 0.8, 0.9]})
+    maps = {other: {"square_um": 500.0, "cells": [[40, 20], [0, 10]], "matched": [[30, 5], [0, 10]]} for other in names if other != "istseg"}
+    comparison = Comparison(name, names, agreement, against, maps, facts, {"match_iou": 0.5, "iou_thresholds": [0.5, 0.6, 0.7, 0.8, 0.9]})
     comparison.write(folder / name / "compare" / "comparison.json")
     return comparison
 

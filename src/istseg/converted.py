@@ -138,7 +138,7 @@ class Points:
     def survey(self) -> tuple[np.ndarray, dict[str, int]]:
         """One pass over all transcripts, controls left out: int64 (rows, columns) numbers in the squares of `tissue`, and the number of each gene."""
         sample = self.sample
-        shape = grid_shape((sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um))
+        shape = grid_shape(sample.size_um)
         counts = np.zeros(shape, np.int64)
         per_gene = np.zeros(len(self.categories), np.int64)
         for batch in self.batches(["x", "y", "gene", "is_control"]):

@@ -37,7 +37,7 @@ def locate(sample: Sample, text: str) -> BoxUm:
         If the region cannot be read or lies outside of the mosaic; the message says where the mosaic is.
     """
     x0, y0, x1, y1 = parse(text)
-    height, width = sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um
+    height, width = sample.size_um
     corners = apply_affine(sample.affine, np.array([[x0, y0], [x1, y1]])) * sample.pixel_size_um
     (left, top), (right, bottom) = corners.min(0), corners.max(0)
     box = max(float(top), 0.0), max(float(left), 0.0), min(float(bottom), height), min(float(right), width)
@@ -48,7 +48,7 @@ def locate(sample: Sample, text: str) -> BoxUm:
 
 def mosaic_text(sample: Sample) -> str:
     """Where the mosaic lies, as `x0,y0,x1,y1` in µm of the platform's frame."""
-    return box_text(sample, (0.0, 0.0, sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um))
+    return box_text(sample, (0.0, 0.0, *sample.size_um))
 
 
 def box_text(sample: Sample, box: BoxUm) -> str:

@@ -19,10 +19,11 @@ def test_cells_that_are_the_same():
     first = squares((0, 0), (20, 0), (40, 0), (60, 0))
     # Equal; IoU 80/120; IoU 40/160; nothing; one more of its own.
     second = squares((0, 0), (22, 0), (46, 0), (100, 100), (80, 0))
-    found = agreement.cells(first, second)
+    found, of_first, of_second = agreement.cells(first, second)
+    assert (of_first.sum(), of_second.sum()) == (found["n_matched"],) * 2
     assert found == {"n_matched": 2, "matched_first": 0.5, "matched_second": 0.4, "mean_iou": pytest.approx((1 + 80 / 120) / 2)}
-    assert agreement.cells(first, second, 0.25)["n_matched"] == 3
-    empty = agreement.cells(first, np.empty(0, object))
+    assert agreement.cells(first, second, 0.25)[0]["n_matched"] == 3
+    empty = agreement.cells(first, np.empty(0, object))[0]
     assert empty == {"n_matched": 0, "matched_first": 0.0, "matched_second": None, "mean_iou": None}
 
 

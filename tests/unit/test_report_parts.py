@@ -16,7 +16,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import report_fixtures as made  # noqa: E402
 from istseg.errors import InputError
-from istseg.report import checks, figures, methods, numbers, pictures
+from istseg.report import checks, figures, methods, numbers, pictures, viewer
 from istseg.report.collect import collect
 from istseg.report.summary import derive, summarise
 
@@ -131,6 +131,11 @@ def all_figures(collection, report):
     yield figures.curation(report["samples"][0]["curation"]["by_layer"])
     yield figures.planes({"0": 3, "10": 4, "2": 5})
     yield from figures.umap(metrics["istseg"], 500)
+    yield from figures.maps(metrics["istseg"])
+    yield figures.agreement({"square_um": 50.0, "cells": [[9, 0]], "matched": [[3, 0]]}, "istseg", "vendor")
+    regions, folder = collection.samples[0].regions
+    shown = viewer.figure(regions, regions.regions[0], folder, 20_000, "istseg")
+    yield {k: v for k, v in shown.items() if k != "colours"}
     yield figures.training({"train_loss": [2.0, 1.0], "validation_loss": [2.0, None]}, 1, 3.0)
     yield figures.cohort(report["samples"])
 
@@ -144,7 +149,7 @@ def test_plotly_accepts_every_figure(run):
         json.dumps(figure, allow_nan=False)
         assert figure["alt"].endswith(".")
         n += 1
-    assert n == 10
+    assert n == 15
 
 
 def test_histogram_is_a_density(run):
@@ -170,8 +175,9 @@ def unpacked(array):
 def test_umap_is_capped_and_keeps_colours_with_points(run):
     collection, _ = run
     metrics = collection.samples[0].assessed["istseg"].metrics
-    by_flag, by_counts = figures.umap(metrics, 500)
-    assert sum(len(unpacked(t["x"])) for t in by_flag["data"]) == 500
+    by_flag, by_counts, by_cluster = figures.umap(metrics, 500)
+    for figure in (by_flag, by_cluster):
+        assert sum(len(unpacked(t["x"])) for t in figure["data"]) == 500
     x, counts = unpacked(by_counts["data"][0]["x"]), unpacked(by_counts["data"][0]["marker"]["color"])
     first = int(np.flatnonzero(np.isclose(metrics.embedding["x"], x[7], atol=1e-5))[0])
     assert counts[7] == pytest.approx(metrics.embedding["log_counts"][first], abs=1e-5)

@@ -45,6 +45,8 @@ class Comparison:
         `ari`, `ari_assigned`, `assigned_both` (`istseg.qc.agreement`).
     against
         By segmentation, `istseg.qc.annotated.summary` and, where truth is whole, `dense`. Empty without annotations.
+    maps
+        Other segmentation → where ours has a partner in it: sums over squares, `cells` and `matched` (`istseg.qc.maps`).
     annotations
         `n_cells`, `region_um2` (None: truth is not whole); None without.
     parameters
@@ -55,6 +57,7 @@ class Comparison:
     segmentations: list[str]
     agreement: list[dict[str, Any]] = field(default_factory=list)
     against: dict[str, dict[str, Any]] = field(default_factory=dict)
+    maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     annotations: dict[str, Any] | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

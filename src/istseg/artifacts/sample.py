@@ -91,6 +91,11 @@ class Sample:
         return [s for s in self.stains if s.role == "membrane"]
 
     @property
+    def size_um(self) -> tuple[float, float]:
+        """(height, width) of the mosaic."""
+        return self.height_px * self.pixel_size_um, self.width_px * self.pixel_size_um
+
+    @property
     def affine(self) -> np.ndarray:
         """(3, 3) float64, µm → full-resolution pixel."""
         return np.asarray(self.micron_to_pixel, float)

@@ -10,7 +10,7 @@ from scipy import sparse
 from istseg.qc.matching import match_polygons
 
 
-def cells(first: np.ndarray, second: np.ndarray, threshold: float = 0.5) -> dict[str, Any]:
+def cells(first: np.ndarray, second: np.ndarray, threshold: float = 0.5) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Cells that both segmentations have.
 
     Parameters
@@ -23,18 +23,19 @@ def cells(first: np.ndarray, second: np.ndarray, threshold: float = 0.5) -> dict
     Returns
     -------
     `n_matched`, `matched_first`, `matched_second` (share of the cells of each that are matched; None without cells), `mean_iou` (of the matched pairs; None
-    without any).
+    without any); and whether each cell of the first and of the second is matched.
     """
     overlap = match_polygons(first, second, least=threshold)
     partner = overlap.matches(threshold)
     n = int((partner >= 0).sum())
     pairs = partner[overlap.truth] == overlap.predicted
-    return {
+    record = {
         "n_matched": n,
         "matched_first": n / len(first) if len(first) else None,
         "matched_second": n / len(second) if len(second) else None,
         "mean_iou": float(overlap.iou[pairs].mean()) if n else None,
     }
+    return record, partner >= 0, np.isin(np.arange(len(second)), partner)
 
 
 def transcripts(joint: sparse.csr_matrix, first: np.ndarray, second: np.ndarray, total: int) -> dict[str, Any]:

@@ -248,24 +248,27 @@ def maps(metrics: Metrics) -> tuple[Figure, Figure] | None:
     """Share of flagged cells and mean transcripts per cell, square by square."""
     if not metrics.maps:
         return None
-    cells, flagged, transcripts = (np.asarray(metrics.maps[k], float) for k in ("cells", "flagged", "transcripts"))
-    side = metrics.maps["square_um"]
-    rows, columns = cells.shape
-    # Squares without cells stay empty.
+    return _heat(metrics.maps, "flagged", "Share of the cells that are flagged", 100, "%"), _heat(metrics.maps, "transcripts", "Mean transcripts per cell")
+
+
+def agreement(maps: dict[str, Any], main: str, other: str) -> Figure | None:
+    """Share of the cells of `main` with a partner in `other`, square by square."""
+    return _heat(maps, "matched", f"Share of the cells of {main} with a partner in {other}", 100, "%", 100.0) if maps else None
+
+
+def _heat(maps: dict[str, Any], key: str, title: str, factor: float = 1.0, unit: str = "", top: float | None = None) -> Figure:
+    """Sums of a key per cell, as a map; squares without cells stay empty."""
+    cells, sums, side = np.asarray(maps["cells"], float), np.asarray(maps[key], float), maps["square_um"]
     cells[cells == 0] = np.nan
-
-    def heat(values: np.ndarray, title: str, unit: str) -> Figure:
-        axis = {"showgrid": False, "zeroline": False, "ticksuffix": " µm", "nticks": 4, "constrain": "domain"}
-        top = float(np.nanpercentile(values, 99)) or 1.0
-        trace = {
-            "type": "heatmap", "z": packed(values) | {"shape": f"{rows}, {columns}"}, "x0": side / 2, "dx": side, "y0": side / 2, "dy": side,
-            "colorscale": _COUNTS, "zmin": 0, "zmax": top, "hoverongaps": False, "colorbar": {"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
-            "hovertemplate": "%{x:.0f}, %{y:.0f} µm: %{z:.3~g}<extra></extra>",
-        }  # fmt: skip
-        layout = _layout(xaxis=axis, yaxis={**axis, "autorange": "reversed", "scaleanchor": "x"}, height=360)
-        return {"data": [trace], "layout": layout, "alt": f"{title}, in squares of {side:g} µm; highest {np.nanmax(values):.3g}."}
-
-    return heat(100 * flagged / cells, "Share of the cells that are flagged", "%"), heat(transcripts / cells, "Mean transcripts per cell", "")
+    values = factor * sums / cells
+    axis = {"showgrid": False, "zeroline": False, "ticksuffix": " µm", "nticks": 4, "constrain": "domain"}
+    trace = {
+        "type": "heatmap", "z": packed(values) | {"shape": f"{cells.shape[0]}, {cells.shape[1]}"}, "x0": side / 2, "dx": side, "y0": side / 2, "dy": side,
+        "colorscale": _COUNTS, "zmin": 0, "zmax": top or float(np.nanpercentile(values, 99)) or 1.0, "hoverongaps": False,
+        "colorbar": {"title": {"text": unit}, "thickness": 12, "outlinewidth": 0}, "hovertemplate": "%{x:.0f}, %{y:.0f} µm: %{z:.3~g}<extra></extra>",
+    }  # fmt: skip
+    layout = _layout(xaxis=axis, yaxis={**axis, "autorange": "reversed", "scaleanchor": "x"}, height=360)
+    return {"data": [trace], "layout": layout, "alt": f"{title}, in squares of {side:g} µm; lowest {np.nanmin(values):.3g}, highest {np.nanmax(values):.3g}."}
 
 
 def training(series: dict[str, list[float | None]], best: int | None, before: float | None = None) -> Figure | None:

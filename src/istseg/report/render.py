@@ -126,6 +126,7 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         "measures": tables.side_by_side(i, record),
         "agreement": tables.agreement(i, record),
         "maps": [],
+        "agreement_maps": [],
     }
     if found.regions:
         regions, folder = found.regions
@@ -136,6 +137,9 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
     if record["thresholds"]:
         view["density"] = keep(f"{key}-density", figures.density(record["thresholds"]))
         view["nucleus_counts"] = keep(f"{key}-nucleus-counts", figures.nucleus_counts(record["thresholds"]))
+    for j, (other, squares) in enumerate((found.comparison.maps if found.comparison else {}).items()):
+        if figure := keep(f"{key}-agreement-{j}", figures.agreement(squares, MAIN, other)):
+            view["agreement_maps"].append({"name": figure, "other": other})
     for j, name in enumerate(found.segmentations):
         drawn = figures.umap(metrics[name], cap)
         if drawn:

@@ -129,7 +129,7 @@ def _sample(found: Found, collection: Collection, definitions: dict[str, dict[st
         "preflight": found.preflight,
         "segmentations": {name: _segmentation(found.assessed[name].metrics) for name in found.segmentations},
         "regions": _regions(found),
-        "comparison": asdict(found.comparison) if found.comparison else None,
+        "comparison": asdict(replace(found.comparison, maps={})) if found.comparison else None,
         "trainings": [i for i, t in enumerate(collection.trainings) if found.name in t.samples],
         "warnings": _warnings(found),
     }

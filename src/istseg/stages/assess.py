@@ -140,7 +140,9 @@ def run(
         purity=purities,
         reproducibility=agreement,
         embedding=_embedding(adata, embedded),
-        maps=maps.squares(adata.obs, pixels * sample.pixel_size_um, (sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um)),
+        maps=maps.over_squares(
+            pixels * sample.pixel_size_um, sample.size_um, {"flagged": adata.obs["qc_flag"] != "consistent", "transcripts": adata.obs["n_transcripts"]}
+        ),
         crops=examples,
         overview=picture,
         method=method,

@@ -91,7 +91,7 @@ def run(
     _write_tables(out, sample.genes, matrix, counts, palette)
     dense = squares[squares >= _MIN_TRANSCRIPTS]
     view = RnaView(points, palette, spot_um, _BRIGHT * float(dense.mean()) / SQUARE_UM**2 if len(dense) else 1.0)
-    shown = {"sample": (0.0, 0.0, sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um)} | boxes
+    shown = {"sample": (0.0, 0.0, *sample.size_um)} | boxes
     pictures = [_picture(out / "pictures", name, sample, view, box, picture_px) for name, box in shown.items()]
     if layer_um:
         write_layer(out / f"{LAYER}.zarr", sample, view, layer_um)
@@ -139,7 +139,7 @@ def estimate(sample: Sample, points: Points, radius_um: float, share: float, see
     (genes, genes) float64 correlations and the number of neighbourhoods.
     """
     sums = Neighbourhoods(len(sample.genes), radius_um)
-    n = max(ceil(sample.height_px * sample.pixel_size_um / STRIP_UM), 1)
+    n = max(ceil(sample.size_um[0] / STRIP_UM), 1)
     for i in track(range(n), "co-expression"):
         # The first and the last strip also hold what lies outside of the image.
         low, high = -np.inf if i == 0 else i * STRIP_UM, np.inf if i == n - 1 else (i + 1) * STRIP_UM

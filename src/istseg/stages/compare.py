@@ -22,13 +22,13 @@ from istseg.artifacts.annotations import Annotations, Frame
 from istseg.artifacts.assigned import AssignedTranscripts, together
 from istseg.artifacts.comparison import ANNOTATED, Comparison
 from istseg.artifacts.files import whole
-from istseg.artifacts.sample import Sample
+from istseg.artifacts.sample import Sample, apply_affine
 from istseg.counts import CountMatrix
 from istseg.errors import InputError
 from istseg.grid import DEFAULT_WORKING_UM
 from istseg.locate import PolygonLocator
 from istseg.progress import track
-from istseg.qc import agreement, annotated
+from istseg.qc import agreement, annotated, maps
 from istseg.qc.matching import match_polygons
 from istseg.qc.nuclei import valid_polygons
 
@@ -48,6 +48,11 @@ class _Source:
     def polygons(self) -> np.ndarray:
         return valid_polygons(cells_file.read(self.cells).geometry)
 
+    def places(self, sample: Sample) -> np.ndarray:
+        """(n, 2) centroids, µm from the mosaic's upper left corner."""
+        table = cells_file.read(self.cells, geometry=False)
+        return apply_affine(sample.affine, table[["centroid_x_um", "centroid_y_um"]].to_numpy(float)) * sample.pixel_size_um
+
 
 def run(
     *,
@@ -60,6 +65,7 @@ def run(
     working_um: float = DEFAULT_WORKING_UM,
     match_iou: float = 0.5,
     iou_thresholds: tuple[float, ...] = annotated.THRESHOLDS,
+    mapped: str = "istseg",
 ) -> None:
     """Compare the segmentations of a sample.
 
@@ -75,6 +81,8 @@ def run(
         IoU from which cells of two segmentations count as the same.
     iou_thresholds
         Of the average precision.
+    mapped
+        Segmentation whose agreement with each other one is mapped.
 
     Raises
     ------
@@ -107,11 +115,15 @@ def run(
                 record.against[first.name]["dense"] = annotated.dense(overlap, truth.polygons, shapes, truth.region, iou_thresholds)
             tables.append(best.assign(annotation=truth.ids, segmentation=first.name))
         for j, second in enumerate(sources[i + 1 :], i + 1):
+            found, *matched = agreement.cells(shapes, second.polygons(), match_iou)
             record.agreement.append(
                 {"first": first.name, "second": second.name, "n_first": len(first.ids), "n_second": len(second.ids)}
-                | agreement.cells(shapes, second.polygons(), match_iou)
+                | found
                 | agreement.transcripts(shared[i, j].csr(), first.per_cell, second.per_cell, total)
             )
+            for source, other, of in ((first, second, matched[0]), (second, first, matched[1])):
+                if source.name == mapped:
+                    record.maps[other.name] = maps.over_squares(source.places(sample), sample.size_um, {"matched": of})
     out = Path(out)
     if truth is not None:
         area = None if truth.region is None else float(shapely.area(truth.region))

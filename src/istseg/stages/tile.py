@@ -171,7 +171,7 @@ class _Cutter:
 
 def _tissue(sample: Sample, image: StainImage, points: Points, min_transcripts: int) -> tuple[TissueGrid, dict[str, int]]:
     """Where tissue is, and the sample's transcripts of each gene (found in the same pass)."""
-    size_um = sample.height_px * sample.pixel_size_um, sample.width_px * sample.pixel_size_um
+    size_um = sample.size_um
     counts, genes = points.survey()
     level = image.coarsest(size_um[0] / _COARSE_UM)
     nucleus = sample.nucleus
