@@ -42,6 +42,7 @@ OFFSET_UNIT_PX, CENTRE_GAIN = 4.0, 0.2
 REACH_PX = 64.0
 """A pixel whose offset points further than this (16 µm) from every centre belongs to no cell. Published: no limit, so that far pixels join any cell."""
 _TIES = 4
+MADE_BY = "`istseg pretrain --network genesegnet` makes them from painted tissue"
 
 
 @dataclass
@@ -344,7 +345,7 @@ def make(settings: Settings) -> GeneSegNetLabeller:
     """
     path = settings.weights.get(ROLE)
     if path is None:
-        raise InputError("the comparator `genesegnet` needs weights; give them with --genesegnet-weights (istseg has some in assets/models).")
+        raise InputError(f"the comparator `genesegnet` needs weights; give them with --genesegnet-weights ({MADE_BY}).")
     return GeneSegNetLabeller(path, settings.sha256.get(ROLE), settings.membranes, settings.sizes.min_cell_area_um2, settings.device, settings.precision)
 
 
@@ -352,7 +353,7 @@ def problems(surroundings: Surroundings) -> list[str]:
     """Weights that are missing, have another digest, are no GeneSegNet or were made for another resolution."""
     path, params = surroundings.weights.get(ROLE), surroundings.params
     if path is None:
-        return ["needs --genesegnet_weights, a file with weights of GeneSegNet."]
+        return [f"needs --genesegnet_weights, a file with weights of GeneSegNet ({MADE_BY})."]
     try:
         _, card = load(path, params.get("genesegnet_sha256"))
         card.check_tile(float(params.get("working_um") or DEFAULT_WORKING_UM), "--working_um")
