@@ -403,14 +403,14 @@ def regions(
     counts: Annotated[Path, typer.Option(**Existing, help="`counts.h5ad` of assess of `--segmentation`.")],
     out: Out,
     segmentation: Annotated[str, typer.Option(help="Whose flags choose the regions.")] = "istseg",
-    side_um: Annotated[float, typer.Option(min=20, max=500, help="Side of a region.")] = 150.0,
+    region_um: Annotated[float, typer.Option(min=20, max=500, help="Side of a region.")] = 150.0,
     gene_colours: GeneColours = None,
 ) -> None:
     """Draw a few regions as layers for the report's viewer."""
     from istseg.stages import regions as stage
 
     stage.run(
-        tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=side_um, colours=gene_colours,
+        tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=region_um, colours=gene_colours,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ NOT_OPTIONS = set(
 NOT_OPTIONS |= {
     "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
-    "proseg_init", "baysor", "baysor_min_molecules",
+    "proseg_init", "baysor", "baysor_min_molecules", "coexpression",
 }  # fmt: skip
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]
@@ -62,8 +62,9 @@ def options_of_commands() -> dict[str, dict[str, Option]]:
             kind, option = get_args(parameter.annotation)
             default = None if parameter.default is inspect.Parameter.empty else getattr(parameter.default, "value", parameter.default)
             options[name] = Option(default, option.min, option.max, "Path" in str(kind))
-    # Commands beside the pipeline.
-    del found["simulate"], found["pretrain"]
+    # Commands beside the pipeline; it runs coexpression with the defaults.
+    for name in ("simulate", "pretrain", "stress", "coexpression"):
+        del found[name]
     return found
 
 
