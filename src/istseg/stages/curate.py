@@ -149,7 +149,7 @@ def write_patches(tile: Tile, curated: CuratedTile, folder: Path, min_objects: i
     """
     grid = tile.window_grid
     counts = tile.transcript_counts()
-    names = list(tile.gene_counts())
+    names = list(tile.sample_genes())
     genes = tile.gene_map(names)
     raw = tile.raw_stains()
     layers = list(curated.labels)

@@ -1,111 +1,14 @@
-"""The command line: parses, imports the stage when it is called, runs it. No logic lives here.
-
-Stage modules are imported inside the commands because torch and spatialdata take seconds to load.
-"""
+"""Commands of the road, in its order: those that Nextflow's processes call."""
 
 from __future__ import annotations
 
-import enum
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from istseg import __version__
-from istseg.errors import EXIT_BAD_INPUT, EXIT_OUT_OF_MEMORY, InputError, IstsegError
+from istseg.cli.options import Backbone, Device, Existing, GeneColours, Out, Platform, Precision, PrecisionOption, RnaInput, Seed, TeacherName, Unit, app, pairs
 from istseg.grid import DEFAULT_WORKING_UM
-
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
-
-comparator_app = typer.Typer(no_args_is_help=True, help="Other ways to segment a sample, to be judged by the same measures.")
-app.add_typer(comparator_app, name="comparator")
-
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
-Device = Annotated[str, typer.Option(help="`cpu` or `cuda`. With `cuda` and no GPU the command fails; it never falls back.")]
-GeneColours = Annotated[
-    Optional[Path], typer.Option(exists=True, help="`gene_colours.csv` of `istseg coexpression`: transcripts are drawn in the colours of their genes.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Existing = {"exists": True}
-
-
-class Platform(str, enum.Enum):
-    """Instruments that are read."""
-
-    merscope = "merscope"
-    cosmx = "cosmx"
-
-
-class Network(str, enum.Enum):
-    """Networks that painted tissue can teach (`pretrain.kinds`)."""
-
-    istseg = "istseg"
-    genesegnet = "genesegnet"
-
-
-class TeacherName(str, enum.Enum):
-    """Teachers of `istseg.teachers`."""
-
-    watershed = "watershed"
-    cellpose = "cellpose"
-    vendor = "vendor"
-
-
-class Unit(str, enum.Enum):
-    """Frames of GeoJSON annotations."""
-
-    px = "px"
-    um = "um"
-
-
-class Precision(str, enum.Enum):
-    """Precisions of `istseg.network.inference`."""
-
-    auto = "auto"
-    bf16 = "bf16"
-    float32 = "float32"
-
-
-class Backbone(str, enum.Enum):
-    """Backbones of `istseg.network.model`."""
-
-    cnn = "cnn"
-    swin = "swin"
-    mamba = "mamba"
-
-
-class RnaInput(str, enum.Enum):
-    """RNA inputs of `istseg.network.model`."""
-
-    density = "density"
-    coexpression = "coexpression"
-    learned = "learned"
-
-
-PrecisionOption = Annotated[
-    Precision, typer.Option(help="Of the network's arithmetic; `auto`: bf16 where the hardware multiplies it fast (GPU, CPU with AMX), else float32.")
-]
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
-    expect_version: Annotated[Optional[str], typer.Option(hidden=True, help="Fail when this is not the version.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")] = False,
-) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("cellpose", "fontTools", "matplotlib", "numba", "ome_zarr", "dask"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if expect_version and expect_version != __version__:
-        raise IstsegError(
-            f"this is istseg {__version__} but the pipeline is {expect_version}: the container or environment does not belong to this pipeline. "
-            "Update the image or the environment."
-        )
 
 
 @app.command()
@@ -135,7 +38,7 @@ def preflight(
     from istseg.stages import preflight as stage
 
     stage.run(
-        samplesheet=samplesheet, out=out, raw=_pairs("raw", raw), annotations=_pairs("annotations", annotations), params=params, schema=schema,
+        samplesheet=samplesheet, out=out, raw=pairs("raw", raw), annotations=pairs("annotations", annotations), params=params, schema=schema,
         device=device, disk=disk, model=model, nuclei_weights=nuclei_weights, cyto_weights=cyto_weights, limits=limits,
         genesegnet_weights=genesegnet_weights, programs=programs, marker_pairs=marker_pairs, markers=markers,
     )  # fmt: skip
@@ -389,7 +292,7 @@ def compare(
     from istseg.stages import compare as stage
 
     stage.run(
-        sample_json=sample_json, cells=_pairs("cells", cells), transcripts=_pairs("transcripts", transcripts), out=out, annotations=annotations,
+        sample_json=sample_json, cells=pairs("cells", cells), transcripts=pairs("transcripts", transcripts), out=out, annotations=annotations,
         annotations_unit=annotations_unit.value if annotations_unit else None, working_um=working_um, match_iou=match_iou,
         iou_thresholds=stage.thresholds_of(iou_thresholds),
     )  # fmt: skip
@@ -410,7 +313,7 @@ def regions(
     from istseg.stages import regions as stage
 
     stage.run(
-        tiles=tiles, nuclei=nuclei, cells=_pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=region_um, colours=gene_colours,
+        tiles=tiles, nuclei=nuclei, cells=pairs("cells", cells), counts=counts, segmentation=segmentation, out=out, side_um=region_um, colours=gene_colours,
     )  # fmt: skip
 
 
@@ -444,253 +347,3 @@ def export(
     stage.run(
         sample_json=sample_json, zarr=zarr, merged=merged, assessed=assessed, transcripts=transcripts, out=out, formats=[f for f in formats.split(",") if f]
     )
-
-
-@comparator_app.command(name="tiles")
-def comparator_tiles(
-    method: Annotated[str, typer.Option(help="A tile-wise comparator: watershed, cellpose, expansion, genesegnet.")],
-    tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
-    out: Out,
-    teacher_labels: Annotated[Optional[Path], typer.Option(**Existing, help="Folder with the teacher's labels of these tiles, by tile id: its nuclei.")] = None,
-    nuclei_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `nuclei` weights.")] = None,
-    nuclei_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
-    cyto_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `cyto3` weights.")] = None,
-    cyto_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
-    cell_diameter_um: Annotated[float, typer.Option(min=1, max=100)] = 6.5,
-    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
-    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
-    min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
-    expansion_um: Annotated[float, typer.Option(min=0, max=30, help="How far `expansion` lets nuclei grow.")] = 5.0,
-    genesegnet_weights: Annotated[Optional[Path], typer.Option(help="Weights of `genesegnet`.")] = None,
-    genesegnet_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
-    genesegnet_membranes: Annotated[bool, typer.Option(help="`genesegnet` sees the membrane stains; else the nucleus stain alone.")] = True,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of `genesegnet`; as in segment.")] = Precision.auto,
-    density_sigma_um: Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")] = 1.08,
-    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
-    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
-    device: Device = "cpu",
-) -> None:
-    """Label tiles by a comparator."""
-    from istseg.comparators import Settings
-    from istseg.stages import comparator as stage
-    from istseg.teachers.watershed import Sizes
-
-    settings = Settings(
-        sizes=Sizes(nucleus_diameter_um, cell_diameter_um, min_nucleus_area_um2, min_cell_area_um2), teacher_labels=teacher_labels,
-        weights={"nuclei": nuclei_weights, "cyto": cyto_weights, "genesegnet": genesegnet_weights},
-        sha256={"nuclei": nuclei_sha256, "cyto": cyto_sha256, "genesegnet": genesegnet_sha256},
-        expansion_um=expansion_um, membranes=genesegnet_membranes, device=device, precision=precision.value,
-    )  # fmt: skip
-    stage.tiles(method=method, tiles=tile, out=out, settings=settings, density_sigma_um=density_sigma_um, contain=contain, intersect=intersect)
-
-
-@comparator_app.command(name="merge")
-def comparator_merge(
-    segmentation: Annotated[str, typer.Option(help="Name of the segmentation.")],
-    tiles_json: Annotated[Path, typer.Option(**Existing)],
-    labels: Annotated[Path, typer.Option(**Existing, help="Folder with the tiles' folders of `comparator tiles`.")],
-    out: Out,
-) -> None:
-    """Put the cells of all tiles together."""
-    from istseg.stages import comparator as stage
-
-    stage.merge(segmentation=segmentation, tiles_json=tiles_json, labels=labels, out=out)
-
-
-@comparator_app.command(name="prepare")
-def comparator_prepare(
-    method: Annotated[str, typer.Option(help="A foreign program: proseg, comseg, baysor.")],
-    sample_json: Annotated[Path, typer.Option(**Existing)],
-    transcripts: Annotated[Path, typer.Option(**Existing, help="`points.parquet` of the sample.")],
-    nuclei: Annotated[Path, typer.Option(**Existing, help="`nuclei.parquet`.")],
-    labels: Annotated[Path, typer.Option(**Existing, help="`labels.zarr` with the array `nuclei`.")],
-    out: Out,
-    init: Annotated[Optional[Path], typer.Option(**Existing, help="Cells to start from instead of the nuclei.")] = None,
-) -> None:
-    """Write a sample in the neutral form that foreign programs are given."""
-    from istseg.stages import comparator as stage
-
-    stage.prepare(method=method, sample_json=sample_json, transcripts=transcripts, nuclei=nuclei, labels=labels, out=out, init=init)
-
-
-@comparator_app.command(name="collect")
-def comparator_collect(
-    method: Annotated[str, typer.Option(help="A foreign program: proseg, comseg, baysor.")],
-    sample_json: Annotated[Path, typer.Option(**Existing)],
-    transcripts: Annotated[Path, typer.Option(**Existing, help="`points.parquet` of the sample.")],
-    prepared: Annotated[Path, typer.Option(**Existing, help="Folder of `comparator prepare`.")],
-    output: Annotated[Path, typer.Option(**Existing, help="Folder with what the program wrote.")],
-    out: Out,
-) -> None:
-    """Read what a foreign program gave."""
-    from istseg.stages import comparator as stage
-
-    stage.collect(method=method, sample_json=sample_json, transcripts=transcripts, prepared=prepared, raw=output, out=out)
-
-
-@app.command()
-def coexpression(
-    sample_json: Annotated[Path, typer.Option(**Existing)],
-    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert or export; it is only read.")],
-    out: Out,
-    radius_um: Annotated[float, typer.Option(min=0.5, max=50, help="Reach of a neighbourhood, µm: about a cell's radius.")] = 4.0,
-    centres: Annotated[int, typer.Option(min=1000, help="About so many transcripts whose neighbourhoods are taken.")] = 100_000,
-    region: Annotated[Optional[list[str]], typer.Option(help="`x0,y0,x1,y1` in µm: drawn beside the whole sample. Repeatable.")] = None,
-    picture_px: Annotated[int, typer.Option(min=200, max=10_000, help="Longest side of a picture.")] = 2500,
-    spot_um: Annotated[float, typer.Option(min=0, max=10, help="Standard deviation of a transcript's spot, µm.")] = 0.35,
-    layer_um: Annotated[float, typer.Option(min=0, help="Pixel of the SpatialData image for annotators, µm; 0: no image.")] = 0.5,
-    seed: Seed = 0,
-) -> None:
-    """Show a sample's transcripts in colours that co-expressed genes share."""
-    from istseg.stages import coexpression as stage
-
-    stage.run(
-        sample_json=sample_json, zarr=zarr, out=out, radius_um=radius_um, centres=centres, regions=region or [], picture_px=picture_px, spot_um=spot_um,
-        layer_um=layer_um, seed=seed,
-    )  # fmt: skip
-
-
-@app.command()
-def stress(
-    sample_json: Annotated[Path, typer.Option(**Existing)],
-    zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert or export; it is only read.")],
-    model: Annotated[Path, typer.Option(help="Weights (.safetensors, or .pt of the published package).")],
-    out: Out,
-    model_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the weights must have.")] = None,
-    region: Annotated[Optional[str], typer.Option(help="`x0,y0,x1,y1` in µm, at most 1000 µm wide. Default: the box with the most transcripts.")] = None,
-    side_um: Annotated[float, typer.Option(min=50, max=1000, help="Side of that box.")] = 250.0,
-    contours: Annotated[
-        str, typer.Option(help="Shares of the contour that are removed in every membrane stain, each at its own place; `none`.")
-    ] = "0.1,0.3,0.5,0.7,0.9",
-    cells: Annotated[float, typer.Option(min=0, max=1, help="Share of the cells whose contour is broken.")] = 0.3,
-    vendor_cells: Annotated[
-        Optional[Path], typer.Option(**Existing, help="`vendor_cells.parquet`: whose contours are broken. Default: those of the clean segmentation.")
-    ] = None,
-    rna: Annotated[str, typer.Option(help="Shares of the transcripts that are kept; `none`.")] = "0.9,0.8,0.7,0.6,0.5",
-    dim: Annotated[str, typer.Option(help="Shares of the membrane stains' light that are left; `none`.")] = "0.5,0.25,0.1",
-    blur: Annotated[str, typer.Option(help="Blurs of the membrane stains (sigma, µm); `none`.")] = "0.5,1,2",
-    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
-    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
-    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
-    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
-    spurious_percentile: Annotated[float, typer.Option(min=0, max=50)] = 5.0,
-    working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm.")] = DEFAULT_WORKING_UM,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
-    device: Device = "cpu",
-    precision: PrecisionOption = Precision.auto,
-    seed: Seed = 0,
-) -> None:
-    """Make a region of a sample worse, step by step, and tell how the segmentation holds up."""
-    from istseg.stages import stress as stage
-    from istseg.teachers.watershed import Sizes
-
-    stage.run(
-        sample_json=sample_json, zarr=zarr, model=model, out=out, model_sha256=model_sha256, region=region, side_um=side_um,
-        levels={"contours": _numbers("--contours", contours), "dim": _numbers("--dim", dim), "blur": _numbers("--blur", blur), "rna": _numbers("--rna", rna)},
-        cells=cells, vendor_cells=vendor_cells, sizes=Sizes(nucleus_diameter_um=nucleus_diameter_um, min_nucleus_area_um2=min_nucleus_area_um2),
-        contain=contain, intersect=intersect, spurious_percentile=spurious_percentile, working_um=working_um, batch_size=batch_size, device=device,
-        precision=precision.value, seed=seed,
-    )  # fmt: skip
-
-
-@app.command()
-def pretrain(
-    out: Out,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "pretrained",
-    base: Annotated[str, typer.Option(help="Weights to go on from, or `scratch`.")] = "scratch",
-    base_sha256: Annotated[Optional[str], typer.Option(help="Checksum that the base must have.")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 12_000,
-    seconds: Annotated[Optional[float], typer.Option(min=1, help="Stop earlier, after so many seconds of training.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 20,
-    crop_wpx: Annotated[int, typer.Option(min=128, max=512, help="Side of the crops that are trained on.")] = 320,
-    tissues: Annotated[int, typer.Option(min=1, help="Tissues that are kept ready.")] = 2048,
-    tissue_wpx: Annotated[int, typer.Option(min=160, help="Side of a tissue.")] = 640,
-    learning_rate: Annotated[float, typer.Option(min=1e-7, max=1)] = 1e-3,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps over which the rate rises.")] = 300,
-    freeze_norm: Annotated[bool, typer.Option(help="Keep the statistics of batch normalisation: for going on from a base in small batches.")] = False,
-    pictures_per_family: Annotated[int, typer.Option(min=1, help="Held-out pictures of each of the eight families of tissue.")] = 4,
-    picture_wpx: Annotated[int, typer.Option(min=128)] = 384,
-    network: Annotated[Network, typer.Option(help="`istseg`: the base model; `genesegnet`: the comparator.")] = Network.istseg,
-    device: Device = "cpu",
-    seed: Seed = 0,
-) -> None:
-    """Train a base model on painted tissue alone; choose its filter and measure it on held-out tissue."""
-    from istseg.pretrain.fit import Recipe
-    from istseg.stages import pretrain as stage
-
-    recipe = Recipe(
-        steps=steps, seconds=seconds, batch_size=batch_size, side=crop_wpx, n_tissues=tissues, tissue_side=tissue_wpx, learning_rate=learning_rate,
-        warmup=warmup, freeze_norm=freeze_norm, seed=seed,
-    )  # fmt: skip
-    stage.run(
-        out=out, name=name, base=base, base_sha256=base_sha256, recipe=recipe, pictures_per_family=pictures_per_family, picture_wpx=picture_wpx, device=device,
-        network=network.value,
-    )  # fmt: skip
-
-
-@app.command()
-def simulate(
-    out: Out,
-    platform: Annotated[Platform, typer.Option()] = Platform.merscope,
-    width_um: Annotated[float, typer.Option(min=20)] = 200.0,
-    height_um: Annotated[float, typer.Option(min=20)] = 200.0,
-    planes: Annotated[int, typer.Option(min=1, max=12)] = 3,
-    stains: Annotated[str, typer.Option(help="Membrane and cytoplasm stains, separated by `;`; `none` for none.")] = "Cellbound1;PolyT",
-    degraded_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the cells whose contour is broken in all membrane stains.")] = 0.0,
-    degraded_contour: Annotated[float, typer.Option(min=0, max=1, help="Share of the contour that is removed.")] = 0.5,
-    transcripts_per_um2: Annotated[float, typer.Option(min=0)] = 1.0,
-    empty_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the area without tissue.")] = 0.1,
-    autofluorescence: Annotated[float, typer.Option(min=0, help="Granules that shine in every stain, relative to a strong stain.")] = 0.0,
-    generation: Annotated[str, typer.Option(help="CosMx: `A`, `B` or `C`; MERSCOPE: `hdf5` or `parquet` vendor cells. Default: A, parquet.")] = "",
-    seed: Seed = 0,
-) -> None:
-    """Write a raw folder of simulated tissue, with its truth beside it."""
-    from istseg.stages import simulate as stage
-
-    stage.run(
-        out=out, platform=platform.value, width_um=width_um, height_um=height_um, planes=planes, stains=stains, degraded_fraction=degraded_fraction,
-        degraded_contour=degraded_contour, transcripts_per_um2=transcripts_per_um2, empty_fraction=empty_fraction, generation=generation, seed=seed,
-        autofluorescence=autofluorescence,
-    )  # fmt: skip
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, Path]:
-    """`name=path` of a repeatable option."""
-    wrong = [text for text in texts or [] if "=" not in text]
-    if wrong:
-        raise InputError([f"--{option} {text}: write it as name=path." for text in wrong])
-    return {name: Path(path) for name, _, path in (text.partition("=") for text in texts or [])}
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    if text.strip().lower() == "none":
-        return []
-    try:
-        return [float(value) for value in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} {text}: must be numbers separated by commas, or `none`.") from None
-
-
-def main() -> None:
-    """Run the command line; errors for the user are printed without a traceback."""
-    try:
-        app()
-    except InputError as error:
-        for problem in error.problems:
-            typer.echo(f"ERROR: {problem}", err=True)
-        sys.exit(EXIT_BAD_INPUT)
-    except IstsegError as error:
-        typer.echo(f"ERROR: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        typer.echo(f"ERROR: {error.filename or 'files'}: {error.strerror or error}.", err=True)
-        sys.exit(1)
-    except MemoryError as error:
-        typer.echo(f"ERROR: the memory is not enough ({error or 'Python'}); give the task more.", err=True)
-        sys.exit(EXIT_OUT_OF_MEMORY)
-    except RuntimeError as error:
-        # Of torch, which is not imported here: most commands do without.
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        typer.echo(f"ERROR: the memory of the GPU is not enough ({error}); lower the batch size, or give the task a GPU of its own.", err=True)
-        sys.exit(EXIT_OUT_OF_MEMORY)
