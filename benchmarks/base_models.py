@@ -23,9 +23,10 @@ import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from istseg import cli
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.tiles import Tile
+from istseg.cli import road
+from istseg.cli.options import Platform
 from istseg.curation import rules
 from istseg.network.rna_image import rna_image
 from istseg.teachers.base import NUCLEI
@@ -47,10 +48,10 @@ PICTURE_ZOOM = 2
 
 def prepare(folder: Path, raw: Path, platform: str, stains: str) -> tuple[Tile, np.ndarray]:
     """The tile of a crop and its nuclei (int32 label image over the region)."""
-    cli.convert(raw=raw, sample="crop", platform=cli.Platform(platform), out=folder / "convert", membrane_stains=stains)
-    cli.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "crop.zarr", out=folder, tile_um=2000.0)
+    road.convert(raw=raw, sample="crop", platform=Platform(platform), out=folder / "convert", membrane_stains=stains)
+    road.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "crop.zarr", out=folder, tile_um=2000.0)
     (found,) = (f for f in (folder / "tiles").iterdir() if f.is_dir())
-    cli.teach(tile=[found], out=folder / "teach")
+    road.teach(tile=[found], out=folder / "teach")
     read = Tile.read(found)
     return read, TileLabels.read(folder / "teach" / read.tile_id, [NUCLEI]).layers[NUCLEI]
 
@@ -105,7 +106,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             read, nuclei = prepare(Path(scratch), data / path, platform, stains)
             for i, model in enumerate(options.models):
-                cli.segment(tile=[read.folder], model=model, out=Path(scratch) / f"segment{i}", device=options.device)
+                road.segment(tile=[read.folder], model=model, out=Path(scratch) / f"segment{i}", device=options.device)
                 found = TileLabels.read(Path(scratch) / f"segment{i}" / read.tile_id)
                 cells, precision = found.layers["cells"], found.method["precision"]
                 row = {"crop": name, "stains beside DAPI": stains, "model": found.method["model"]} | figures(cells, nuclei, read.working_um)

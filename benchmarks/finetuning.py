@@ -33,12 +33,13 @@ import numpy as np
 import shapely
 import torch
 
-from istseg import cli
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.genes import draw_shares
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile
+from istseg.cli import road, tools
+from istseg.cli.options import Platform, TeacherName
 from istseg.qc.matching import boundary_ious, match_labels, scores
 from istseg.teachers.vendor import rasterise
 
@@ -86,7 +87,7 @@ def make(
     folder: Path, options: argparse.Namespace, seed: int, autofluorescence: float, contour: float = 0.0, stains: str = STAIN, degraded: float = DEGRADED
 ) -> Sample:
     """Simulate, convert, tile; with `contour`, a share `degraded` of the cells loses so much of its contour in every membrane stain."""
-    cli.simulate(
+    tools.simulate(
         out=folder / "sim",
         width_um=options.size_um,
         height_um=options.size_um,
@@ -103,8 +104,8 @@ def make(
 
 def prepared(folder: Path, options: argparse.Namespace) -> Sample:
     """Convert and tile the raw folder `sim/raw`."""
-    cli.convert(raw=folder / "sim" / "raw", sample="s", platform=cli.Platform.merscope, out=folder / "convert", z_planes="0")
-    cli.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder, tile_um=options.size_um + 100)
+    road.convert(raw=folder / "sim" / "raw", sample="s", platform=Platform.merscope, out=folder / "convert", z_planes="0")
+    road.tile(sample_json=folder / "convert" / "sample.json", zarr=folder / "convert" / "s.zarr", out=folder, tile_um=options.size_um + 100)
     return Sample(folder)
 
 
@@ -238,16 +239,16 @@ def curated(sample: Sample, folder: Path, polygons: np.ndarray | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         vendor = folder / "vendor_cells.parquet"
         cells_file.write(vendor, cells_file.frame([str(i) for i in range(len(polygons))], polygons))
-    name = cli.TeacherName.watershed if vendor is None else cli.TeacherName.vendor
-    cli.teach(tile=[sample.tile.folder], out=folder / "teach", teacher=name, vendor_cells=vendor)
-    cli.calibrate(labels=[folder / "teach"], out=folder / "calibrate")
-    cli.curate(tile=[sample.tile.folder], labels=folder / "teach", thresholds=folder / "calibrate" / "thresholds.json", out=folder / "curate")
+    name = TeacherName.watershed if vendor is None else TeacherName.vendor
+    road.teach(tile=[sample.tile.folder], out=folder / "teach", teacher=name, vendor_cells=vendor)
+    road.calibrate(labels=[folder / "teach"], out=folder / "calibrate")
+    road.curate(tile=[sample.tile.folder], labels=folder / "teach", thresholds=folder / "calibrate" / "thresholds.json", out=folder / "curate")
     return folder / "curate" / "patches"
 
 
 def fine_tune(folder: Path, patches: Path, options: argparse.Namespace) -> tuple[Path, dict]:
     """Train from the base → (weights of the fine-tuned model, also where the gate refuses it, or the base where the gate forbade the training; decision)."""
-    cli.train(
+    road.train(
         patches=[patches],
         out=folder,
         base=str(options.base),
@@ -262,7 +263,7 @@ def fine_tune(folder: Path, patches: Path, options: argparse.Namespace) -> tuple
 
 def predicted(sample: Sample, model: Path, folder: Path, options: argparse.Namespace) -> np.ndarray:
     """(y, x) int32 cells that a model finds."""
-    cli.segment(tile=[sample.tile.folder], model=model, out=folder, device=options.device)
+    road.segment(tile=[sample.tile.folder], model=model, out=folder, device=options.device)
     return TileLabels.read(folder / sample.tile.tile_id).layers["cells"]
 
 
@@ -349,7 +350,7 @@ def gate_block(title: str, pair: tuple[Sample, Sample], cases: dict[str, Labels 
 
 def watershed(sample: Sample, folder: Path) -> np.ndarray:
     """(y, x) int32 cells of the watershed teacher."""
-    cli.teach(tile=[sample.tile.folder], out=folder)
+    road.teach(tile=[sample.tile.folder], out=folder)
     labels = TileLabels.read(folder / sample.tile.tile_id)
     return next(image for name, image in labels.layers.items() if name.startswith("cells_"))
 

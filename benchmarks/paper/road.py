@@ -14,7 +14,9 @@ from typing import Any
 
 from finetuning import Sample
 
-from istseg import cli, comparators
+from istseg import comparators
+from istseg.cli import comparators as commands
+from istseg.cli import road as stages
 from istseg.stages import comparator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,11 +66,11 @@ def measured(sample: Sample, models: dict[str, Path], methods: Sequence[str], op
     folder, converted = sample.folder, sample.folder / "convert"
     for name, one in found.items():
         at = folder / "judged" / name.replace(" ", "_")
-        cli.assign(
+        stages.assign(
             sample_json=converted / "sample.json", transcripts=points(sample), cells=one.cells, segmentation=one.array or name, out=at,
             labels=one.labels, assignment=one.assignment,
         )  # fmt: skip
-        cli.assess(
+        stages.assess(
             sample_json=converted / "sample.json", tiles=folder / "tiles", counts=at, cells=one.cells, nuclei=folder / "merge" / "nuclei.parquet",
             thresholds=folder / "calibrate" / "thresholds.json", segmentation=one.array or name, out=at / "assessed", umap_cells=umap_cells, crops=0,
             seed=options.seed,
@@ -83,7 +85,7 @@ def measured(sample: Sample, models: dict[str, Path], methods: Sequence[str], op
 
 def compared(sample: Sample, found: dict[str, Segmentation], truth: Path, out: Path) -> dict[str, dict[str, Any]]:
     """Name → what the stage compare says of a segmentation against `truth`."""
-    cli.compare(
+    stages.compare(
         sample_json=sample.folder / "convert" / "sample.json", cells=[f"{name}={one.cells}" for name, one in found.items()],
         transcripts=[f"{name}={one.transcripts}" for name, one in found.items()], out=out, annotations=truth,
     )  # fmt: skip
@@ -105,13 +107,13 @@ def points(sample: Sample) -> Path:
 def segmented(sample: Sample, models: dict[str, Path], methods: Sequence[str], options: argparse.Namespace) -> dict[str, Segmentation]:
     """Cells of all models and methods."""
     folder, tiles = sample.folder, [sample.tile.folder]
-    cli.teach(tile=tiles, out=folder / "teach")
-    cli.calibrate(labels=[folder / "teach"], out=folder / "calibrate")
+    stages.teach(tile=tiles, out=folder / "teach")
+    stages.calibrate(labels=[folder / "teach"], out=folder / "calibrate")
     found: dict[str, Segmentation] = {}
     for i, (name, model) in enumerate(models.items()):
-        cli.segment(tile=tiles, model=model, out=folder / f"segment{i}", device=options.device)
+        stages.segment(tile=tiles, model=model, out=folder / f"segment{i}", device=options.device)
         at = folder / (f"merge{i}" if i else "merge")
-        cli.merge(
+        stages.merge(
             tiles_json=folder / "tiles" / "tiles.json", cells=folder / f"segment{i}", teacher=folder / "teach",
             thresholds=folder / "calibrate" / "thresholds.json", out=at,
         )  # fmt: skip
@@ -132,7 +134,7 @@ def tile_wise(sample: Sample, name: str, options: argparse.Namespace) -> Segment
     out = sample.folder / name
     settings = comparators.Settings(teacher_labels=sample.folder / "teach", weights=options.weights, device=options.device)
     comparator.tiles(method=name, tiles=[sample.tile.folder], out=out / "tiles", settings=settings, density_sigma_um=1.08, contain=0.95, intersect=0.05)
-    cli.comparator_merge(segmentation=name, tiles_json=sample.folder / "tiles" / "tiles.json", labels=out / "tiles", out=out)
+    commands.comparator_merge(segmentation=name, tiles_json=sample.folder / "tiles" / "tiles.json", labels=out / "tiles", out=out)
     return Segmentation(out / f"{name}.cells.parquet", out / f"{name}.labels.zarr")
 
 
@@ -141,12 +143,12 @@ def program(sample: Sample, name: str, options: argparse.Namespace) -> Segmentat
     folder, out = sample.folder, sample.folder / name
     converted = {"sample_json": folder / "convert" / "sample.json", "transcripts": points(sample)}
     merged = {"nuclei": folder / "merge" / "nuclei.parquet", "labels": folder / "merge" / "labels.zarr"}
-    cli.comparator_prepare(method=name, **converted, **merged, out=out / "input" / "prepared")
+    commands.comparator_prepare(method=name, **converted, **merged, out=out / "input" / "prepared")
     path = f"{ROOT / 'bin'}:{PROGRAMS / name / 'bin'}:{os.environ['PATH']}"
     executable = str(Path(options.baysor).resolve()) if name == "baysor" else name
     script = module_script(name, executable, ARGUMENTS[name].format(seed=options.seed))
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=out, env={**os.environ, "PATH": path}, check=True, capture_output=not options.verbose)
-    cli.comparator_collect(method=name, **converted, prepared=out / "input" / "prepared", output=out / "output", out=out)
+    commands.comparator_collect(method=name, **converted, prepared=out / "input" / "prepared", output=out / "output", out=out)
     return Segmentation(out / f"{name}.cells.parquet", assignment=out / f"{name}.assignment.parquet")
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from istseg import cli
 from istseg.artifacts.files import sha256
+from istseg.cli import road, tools
+from istseg.cli.options import Platform
 from istseg.errors import InputError
 from istseg.stress.judge import MEASURES
 from network_fixtures import BASE_MODEL
@@ -24,13 +25,13 @@ LEVELS = {"contours": "0,0.9", "dim": "0.3", "blur": "none", "rna": "1,0.5"}
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stress")
-    cli.simulate(out=folder, width_um=70, height_um=70, planes=1, stains="Cellbound1;PolyT", empty_fraction=0.0, seed=2)
-    cli.convert(raw=folder / "raw", sample="s", platform=cli.Platform.merscope, out=folder, z_planes="0")
+    tools.simulate(out=folder, width_um=70, height_um=70, planes=1, stains="Cellbound1;PolyT", empty_fraction=0.0, seed=2)
+    road.convert(raw=folder / "raw", sample="s", platform=Platform.merscope, out=folder, z_planes="0")
     return folder
 
 
 def call(folder: Path, out: Path, **options: object) -> dict:
-    cli.stress(sample_json=folder / "sample.json", zarr=folder / "s.zarr", model=BASE_MODEL, out=out, **{**LEVELS, **options})
+    tools.stress(sample_json=folder / "sample.json", zarr=folder / "s.zarr", model=BASE_MODEL, out=out, **{**LEVELS, **options})
     return json.loads((out / "stress.json").read_text())
 
 
