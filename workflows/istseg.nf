@@ -71,7 +71,8 @@ workflow ISTSEG {
     colours = CONVERT.out.sample.map { meta, json -> [meta, []] }
     if (options.coexpression) {
         COEXPRESSION(CONVERT.out.sample.join(CONVERT.out.transcripts))
-        colours = COEXPRESSION.out.colours
+        // Colours are for the eye: a sample goes on without them.
+        colours = CONVERT.out.sample.join(COEXPRESSION.out.colours, remainder: true).map { meta, json, table -> [meta, table ?: []] }
     }
 
     // [meta, segmentation, cells, label image or [], table of transcripts or []]

@@ -6,7 +6,7 @@
  */
 process COEXPRESSION {
     tag "${meta.id}"
-    label 'process_low'
+    label 'process_medium'
     container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:

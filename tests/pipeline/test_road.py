@@ -143,6 +143,16 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
     assert again.record()["failures"] == []
 
 
+def test_a_sample_goes_on_without_the_colours_of_its_genes(nextflow):
+    fault = f'export PATH={ROOT / ".venv" / "bin"}:$PATH; touch() {{ echo "ERROR: made to fail" >&2; exit 65; }}; export -f touch'
+    (nextflow.folder / "faults.config").write_text(f"process {{ withName: 'COEXPRESSION' {{ beforeScript = '{fault}' }} }}")
+    run = nextflow.run("-c", "faults.config", "--input", samples(nextflow, "a"), "-stub-run", ok=False)
+    assert run.code != 0
+    assert {"a/istseg/counts.h5ad", "a/exports/stub.json", "report.html"} <= run.files()
+    done = tasks(run)
+    assert done["REGIONS"] == 1 and done["ASSESS"] == 3 and "COEXPRESSION" not in done
+
+
 def test_a_sample_that_lacks_a_tile_gives_no_cells(nextflow):
     path = f"export PATH={ROOT}/.venv/bin:\\$PATH"
     fails = "; mkdir() { exit 65; }; export -f mkdir"

@@ -228,3 +228,14 @@ def test_an_empty_tile_has_an_empty_map(tmp_path):
     tile = Tile.read(cut(painting, tmp_path, 9)[0])
     assert not tile.gene_map(["A"]).any() and sum(tile.gene_counts().values()) == 0
     assert isinstance(painting.transcripts["gene"].dtype, pd.CategoricalDtype)
+
+
+def test_axes_of_large_panels_are_those_of_small_ones(monkeypatch):
+    rng = np.random.default_rng(3)
+    groups = np.arange(90) % 3
+    matrix = np.corrcoef(rng.normal(size=(90, 40)) + 3 * rng.normal(size=(3, 40))[groups])
+    molecules = np.full(90, 100)
+    exact = colours(matrix, molecules)
+    monkeypatch.setattr("istseg.network.coexpression._DENSE", 10)
+    assert np.allclose(colours(matrix, molecules), exact, atol=1e-4)
+    assert np.array_equal(colours(matrix, molecules), colours(matrix, molecules))

@@ -18,6 +18,8 @@ from istseg.errors import InputError
 CELL_COLUMNS = ["cell_id", "label", "area_um2", "centroid_x_um", "centroid_y_um", "mean_flow", "geometry"]
 """`cell_id`: stable string, unique in the sample. `label`: its number in the label image of `labels.zarr`; 0 where the segmentation has no label image."""
 
+_CENTROID = ("centroid_x_um", "centroid_y_um")
+
 
 def frame(ids: list[str], polygons: np.ndarray, labels: np.ndarray | None = None, mean_flow: np.ndarray | None = None) -> gpd.GeoDataFrame:
     """Cells with `CELL_COLUMNS` from polygons in µm."""
@@ -45,8 +47,9 @@ def write(path: str | Path, cells: gpd.GeoDataFrame) -> None:
         cells[CELL_COLUMNS].to_parquet(part, index=False)
 
 
-def read(path: str | Path, geometry: bool = True) -> gpd.GeoDataFrame:
-    """Read cells; without their polygons (a DataFrame, a fraction of the memory) when `geometry` is False.
+def read(path: str | Path, geometry: bool = True, within: tuple[float, float, float, float] | None = None) -> gpd.GeoDataFrame:
+    """Read cells; without their polygons (a DataFrame, a fraction of the memory) when `geometry` is False; only those whose centroid lies `within` a box
+    (x0, y0, x1, y1 in µm) when one is given.
 
     Raises
     ------
@@ -55,8 +58,9 @@ def read(path: str | Path, geometry: bool = True) -> gpd.GeoDataFrame:
 
     """
     wanted = [c for c in CELL_COLUMNS if c != "geometry"]
+    box = {} if within is None else {"filters": [(c, s, v) for c, s, v in zip(_CENTROID * 2, (">=", ">=", "<=", "<="), within, strict=True)]}
     try:
-        cells = gpd.read_parquet(path) if geometry else pd.read_parquet(path, columns=wanted)
+        cells = gpd.read_parquet(path, **box) if geometry else pd.read_parquet(path, columns=wanted, **box)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
     except (ValueError, OSError) as error:

@@ -84,10 +84,13 @@ PrecisionOption = Annotated[
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, Path]:
     """Name → path of `name=path`, for a repeatable option."""
-    wrong = [text for text in texts or [] if "=" not in text]
-    if wrong:
-        raise InputError([f"--{option} {text}: write it as name=path." for text in wrong])
-    return {name: Path(path) for name, _, path in (text.partition("=") for text in texts or [])}
+    split = [text.partition("=") for text in texts or []]
+    problems = [f"--{option} {name}{sign}{path}: write it as name=path." for name, sign, path in split if not name or not path]
+    names = [name for name, _, _ in split]
+    problems += [f"--{option} {name}=...: is given {names.count(name)} times; give each name once." for name in sorted(set(names)) if names.count(name) > 1]
+    if problems:
+        raise InputError(problems)
+    return {name: Path(path) for name, _, path in split}
 
 
 def numbers(option: str, text: str) -> list[float]:

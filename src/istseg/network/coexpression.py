@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import coo_array
+from scipy.sparse.linalg import svds
 from scipy.spatial import cKDTree
 
 from istseg.artifacts.gene_colours import GREY
@@ -28,6 +29,8 @@ MAX_CENTRES = 100_000
 RANGE = (2.0, 98.0)
 """Percentiles of a component over the genes that become 0 and 1."""
 _CHUNK = 4096
+_DENSE = 1000
+"""Genes up to which all products are made; beyond, the few axes are found by iteration."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,23 @@ def colours(matrix: np.ndarray, molecules: np.ndarray) -> np.ndarray:
     if len(known) < 2:
         return result
     profiles = matrix[np.ix_(known, known)]
-    profiles = profiles - profiles.mean(0)
-    k = min(3, len(known))
-    _, axes = eigh(profiles.T @ profiles, subset_by_index=(len(known) - k, len(known) - 1))
-    scores = profiles @ axes[:, ::-1]
-    scores *= np.sign(scores[np.abs(scores).argmax(0), np.arange(k)])
+    profiles -= profiles.mean(0)
+    scores = profiles @ _axes(profiles, min(3, len(known)))
+    scores *= np.sign(scores[np.abs(scores).argmax(0), np.arange(scores.shape[1])])
     low, high = np.percentile(scores, RANGE, axis=0)
     for i in np.flatnonzero(high - low > 1e-9):
         result[known, i] = np.clip((scores[:, i] - low[i]) / (high[i] - low[i]), 0, 1)
     return result
+
+
+def _axes(profiles: np.ndarray, k: int) -> np.ndarray:
+    """(n, k) principal axes of centred profiles (n, n), the largest first."""
+    n = len(profiles)
+    if n <= _DENSE:
+        return eigh(profiles.T @ profiles, subset_by_index=(n - k, n - 1))[1][:, ::-1]
+    # All axes of a panel of the whole transcriptome would take hours; the start is fixed, so the result repeats.
+    _, sizes, axes = svds(profiles, k=k, v0=np.ones(n) / n**0.5)
+    return axes[np.argsort(-sizes)].T
 
 
 def patch_colours(refs: Sequence[PatchRef], genes: Sequence[str], seed: int) -> np.ndarray:

@@ -79,6 +79,13 @@ def choose(index: TileIndex, xy_wpx: np.ndarray, flag: np.ndarray, side_wpx: int
     return chosen[::-1]
 
 
+def view(index: TileIndex, square: tuple[str, int, int], side_wpx: int) -> shapely.Polygon:
+    """The box of a square of `choose`, µm."""
+    _, y, x = square
+    corners = apply_affine(np.linalg.inv(index.affine), np.array([[x, y], [x + side_wpx, y + side_wpx]], float))
+    return shapely.box(*corners.min(0), *corners.max(0))
+
+
 def draw(
     folder: Path,
     number: int,
@@ -98,7 +105,7 @@ def draw(
     square
         Of `choose`.
     outlines
-        Name → ids, valid polygons in µm, and place in `FLAGS` (or None) of all nuclei or cells of the sample; nuclei have the name `nuclei`.
+        Name → ids, valid polygons in µm, and place in `FLAGS` (or None) of the nuclei or cells that touch the square; nuclei have the name `nuclei`.
     colours
         Of genes (`artifacts.gene_colours`); without them the RNA is one grey picture.
     """
@@ -116,7 +123,7 @@ def draw(
         write_png(folder / file, np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
         records.append({"name": name, "role": role, "file": file, "colour": colour})
     to_picture = np.array([[1.0, 0, -x], [0, 1.0, -y], [0, 0, 1.0]]) @ index.affine
-    drawn = [_outlines(name, *found, to_picture, side_wpx) for name, found in outlines.items()]
+    drawn = [_outlines(name, *found, to_picture) for name, found in outlines.items()]
     return Region(reason, (x * index.working_um, y * index.working_um), records, drawn)
 
 
@@ -152,21 +159,21 @@ def _rna(points: pd.DataFrame, side: int, colours: pd.DataFrame | None) -> tuple
     return rna_view.paint(row, column, weight, shape, _RNA_SIGMA_WPX, full) / 255, None
 
 
-def _outlines(name: str, ids: np.ndarray, polygons: np.ndarray, flags: np.ndarray | None, to_picture: np.ndarray, side: int) -> dict[str, Any]:
-    """Those that touch the picture, simplified; whole, also where they leave it."""
-    corners = apply_affine(np.linalg.inv(to_picture), np.array([[0, 0], [side, side]]))
-    view = shapely.box(*corners.min(0), *corners.max(0))
-    hit = np.sort(shapely.STRtree(polygons).query(view, "intersects"))
-    shown = shapely.simplify(shapely.transform(polygons[hit], lambda xy: apply_affine(to_picture, xy)), _SIMPLIFY_WPX)
-    parts, owner = shapely.get_parts(shown, return_index=True)
-    rings = [_points(shapely.get_coordinates(shapely.get_exterior_ring(part))) for part in parts if part.geom_type == "Polygon"]
-    owner = owner[[part.geom_type == "Polygon" for part in parts]] if len(parts) else owner
+def _outlines(name: str, ids: np.ndarray, polygons: np.ndarray, flags: np.ndarray | None, to_picture: np.ndarray) -> dict[str, Any]:
+    """In pixels of the picture, simplified; whole, also where they leave it."""
+    shown = shapely.simplify(shapely.transform(polygons, lambda xy: apply_affine(to_picture, xy)), _SIMPLIFY_WPX)
+    # Twice: a repaired polygon may be a collection that holds a multipolygon.
+    outer, first = shapely.get_parts(shown, return_index=True)
+    parts, second = shapely.get_parts(outer, return_index=True)
+    polygonal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    parts, owner = parts[polygonal], first[second][polygonal]
+    rings = [_points(shapely.get_coordinates(shapely.get_exterior_ring(part))) for part in parts]
     return {
         "name": name,
         "kind": "nuclei" if name == "nuclei" else "cells",
         "rings": rings,
-        "ids": [str(i) for i in ids[hit][owner]],
-        "flags": None if flags is None else flags[hit][owner].tolist(),
+        "ids": [str(i) for i in ids[owner]],
+        "flags": None if flags is None else flags[owner].tolist(),
     }
 
 

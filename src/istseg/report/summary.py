@@ -24,6 +24,7 @@ STAGES = {
     "merge": "There are no merged cells: look at the logs of `segment` and `merge`; where the GPU ran out of memory, lower `segment_batch_size`.",
     "assign": "Transcripts were not given to cells: look at the log of `assign`.",
     "assess": "Cells were merged but not assessed: look at the logs of `assign` and `assess`.",
+    "coexpression": "The segmentation is complete, but genes got no colours: look at the log of `coexpression`, or use `coexpression` false.",
     "regions": "The segmentation is complete, but the report's close look was not drawn: look at the log of `regions`.",
     "compare": "The segmentations were assessed but not compared: look at the log of `compare`.",
     "export": "The segmentation is complete but was not exported: look at the log of `export`.",

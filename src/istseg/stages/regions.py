@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 
 import anndata
-import geopandas as gpd
 import numpy as np
+import shapely
 
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts import gene_colours
@@ -24,6 +24,9 @@ from istseg.qc import regions as squares
 from istseg.qc.nuclei import valid_polygons
 
 log = logging.getLogger(__name__)
+
+REACH_UM = 60.0
+"""A cell is looked for when its centroid lies so near a view: wider than the halo of a tile."""
 
 
 def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segmentation: str, out: Path, side_um: float, colours: Path | None = None) -> None:
@@ -48,24 +51,30 @@ def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segm
     index = TileIndex.read(tiles / "tiles.json")
     if segmentation not in cells:
         raise InputError(f"--cells: has no {segmentation}, only {', '.join(cells)}; give the cells of the segmentation of --counts too.")
-    tables = {name: cells_file.read(path) for name, path in cells.items()}
-    flags = _flags(Path(counts), tables[segmentation]["cell_id"].to_numpy(str))
-    centroids = tables[segmentation][["centroid_x_um", "centroid_y_um"]].to_numpy(float)
+    places = cells_file.read(cells[segmentation], geometry=False)
+    flags = _flags(Path(counts), places["cell_id"].to_numpy(str))
     side = max(round(side_um / index.working_um), 1)
-    outlines = {"nuclei": _polygons(cells_file.read(nuclei))} | {name: _polygons(table) for name, table in tables.items()}
-    outlines[segmentation] = (*outlines[segmentation][:2], flags)
+    chosen = squares.choose(index, apply_affine(index.affine, places[["centroid_x_um", "centroid_y_um"]].to_numpy(float)), flags, side)
+    flag_of = dict(zip(places["cell_id"], flags.tolist(), strict=True))
     palette = gene_colours.read(colours) if colours else None
     found = Regions(index.sample, side, index.working_um)
     with whole(Path(out) / "regions") as part:
         part.mkdir()
-        for number, square in enumerate(squares.choose(index, apply_affine(index.affine, centroids), flags, side)):
+        for number, square in enumerate(chosen):
+            view = squares.view(index, square, side)
+            outlines = {name: _outlines(path, view, flag_of if name == segmentation else None) for name, path in {"nuclei": nuclei, **cells}.items()}
             found.regions.append(squares.draw(part, number, square, side, tiles, index, outlines, palette))
         found.write(part / "regions.json")
     log.info("%s: %d regions for the viewer: %s", index.sample, len(found.regions), "; ".join(region.reason for region in found.regions))
 
 
-def _polygons(table: gpd.GeoDataFrame) -> tuple[np.ndarray, np.ndarray, None]:
-    return table["cell_id"].to_numpy(str), valid_polygons(table.geometry), None
+def _outlines(path: Path, view: shapely.Polygon, flag_of: dict[str, int] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Ids, polygons and flags of the cells or nuclei that touch a view; others are not kept in memory."""
+    table = cells_file.read(path, within=view.buffer(REACH_UM).bounds)
+    polygons = valid_polygons(table.geometry)
+    hit = shapely.intersects(polygons, view)
+    ids = table["cell_id"].to_numpy(str)[hit]
+    return ids, polygons[hit], None if flag_of is None else np.array([flag_of[i] for i in ids], int)
 
 
 def _flags(counts: Path, ids: np.ndarray) -> np.ndarray:
