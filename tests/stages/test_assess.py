@@ -217,10 +217,11 @@ def test_purity_and_reproducibility_are_those_of_the_transcripts(tmp_path):
     for path in world.paths["points"].iterdir():
         path.unlink()
     table.to_parquet(world.paths["points"] / "part.0.parquet", index=False)
-    (tmp_path / "markers.csv").write_text("gene,cell_type\ng0,left\ng7,right\ng1,left\n")
+    (tmp_path / "markers.csv").write_text("gene,cell_type\ng0,left\ng7,right\nother panel's,left\ng1,left\n")
     adata, metrics = go(world, tmp_path / "a", labels=False, markers=tmp_path / "markers.csv")
     assert metrics.purity["mecr"] == 0 and metrics.purity["n_pairs"] == 36 and metrics.purity["foreign_beside"] == 0
     assert all(int(a[1:]) // 6 != int(b[1:]) // 6 for a, b in metrics.purity["pairs"])
+    assert "markers.csv: 1 of 4 markers are left out, as the sample lacks 1 of their genes (other panel's)." in metrics.warnings
     assert metrics.purity["marker_purity"] == 1 and metrics.reproducibility["half_cells"] > 50
     totals = metrics.transcripts
     wanted = (totals["controls_in_cells"] / totals["controls"]) / ((totals["in_cells"] + totals["in_cells_outside_image"]) / totals["total"])
@@ -235,9 +236,10 @@ def test_purity_and_reproducibility_are_those_of_the_transcripts(tmp_path):
     assert mixed.purity["pairs"] == metrics.purity["pairs"], "pairs are of the sample, not of the segmentation"
     assert mixed.purity["mecr"] > 0.2 and mixed.purity["contamination"] != 0 and mixed.purity["marker_purity"] < 0.9
     assert mixed.reproducibility["half_correlation"] < metrics.reproducibility["half_correlation"]
-    (tmp_path / "pairs.csv").write_text("gene_a,gene_b\ng0,g6\n")
+    (tmp_path / "pairs.csv").write_text("gene_a,gene_b\ng0,g6\ng0,other\n")
     _, given = go(world, tmp_path / "c", labels=False, marker_pairs=tmp_path / "pairs.csv")
     assert given.purity["pairs"] == [["g0", "g6"]] and given.purity["n_pairs"] == 1 and "marker_purity" not in given.purity
+    assert any(w.startswith("pairs.csv: 1 of 2 pairs are left out") for w in given.warnings)
 
 
 @pytest.mark.slow

@@ -80,26 +80,40 @@ def test_marker_purity():
 def test_lists_of_genes(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("\ufeffgene_b, gene_a\nB, A\nC,B\n", encoding="utf-8")
-    assert markers.read_pairs(path, ["A", "B", "C"]).tolist() == [[0, 1], [1, 2]]
-    assert markers.read_pairs(path).shape == (2, 2)
+    warnings = []
+    assert markers.known_pairs(path, ["A", "B", "C"], warnings).tolist() == [[0, 1], [1, 2]]
+    assert markers.read_pairs(path).to_numpy().tolist() == [["A", "B"], ["B", "C"]]
     path.write_text("gene,cell_type\nA,neuron\nB,glia\n")
-    assert markers.read_markers(path, ["A", "B"])["cell_type"].tolist() == ["neuron", "glia"]
+    assert markers.known_markers(path, ["A", "B"], warnings)["cell_type"].tolist() == ["neuron", "glia"]
+    assert not warnings
+
+
+def test_genes_that_the_sample_lacks_are_left_out(tmp_path):
+    pairs, types, warnings = tmp_path / "pairs.csv", tmp_path / "types.csv", []
+    pairs.write_text("gene_a,gene_b\nQ,A\nA,B\nR,Q\nC,A\n")
+    types.write_text("gene,cell_type\nA,x\n" + "".join(f"Q{i},y\n" for i in range(7)) + "C,z\n")
+    assert markers.known_pairs(pairs, ["A", "B", "C"], warnings).tolist() == [[0, 1], [2, 0]]
+    assert markers.known_markers(types, ["A", "B", "C"], warnings).to_numpy().tolist() == [["A", "x"], ["C", "z"]]
+    assert warnings == [
+        "pairs.csv: 2 of 4 pairs are left out, as the sample lacks 2 of their genes (Q, R).",
+        "types.csv: 7 of 9 markers are left out, as the sample lacks 7 of their genes (Q0, Q1, Q2, Q3, Q4 ...).",
+    ]
 
 
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        ("read_pairs", "gene_a,gene_b\nA,B\nA,X\nY,B\n", "does not have: Y, X"),
+        ("known_pairs", "gene_a,gene_b\nA,X\nY,B\n", "none of its 2 pairs can be used: the sample does not have X, Y"),
         ("read_pairs", "gene_a,gene\nA,B\n", "lacks the columns gene_b; it has gene_a, gene"),
         ("read_pairs", "gene_a,gene_b\nA,B\nB,B\n", "line 3 pairs B with itself"),
         ("read_pairs", "gene_a,gene_b\nA,\n", "line 2 has an empty value"),
         ("read_pairs", "gene_a,gene_b\n", "has a header but no gene"),
         ("read_pairs", "", "cannot be read as CSV"),
         ("read_markers", "gene,cell_type\nA,x\nA,y\n", "names A more than once"),
-        ("read_markers", "gene,cell_type\nQ,x\n", "does not have: Q"),
+        ("known_markers", "gene,cell_type\nQ,x\n", "none of its 1 markers can be used: the sample does not have Q"),
     ],
 )
 def test_lists_that_do_not_fit(tmp_path, read, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(InputError, match=message):
-        getattr(markers, read)(tmp_path / "list.csv", ["A", "B"])
+        getattr(markers, read)(tmp_path / "list.csv", *((["A", "B"], []) if read.startswith("known") else ()))

@@ -9,36 +9,61 @@ import pandas as pd
 
 from istseg.errors import InputError
 
+_SHOWN = 5
 
-def read_pairs(path: str | Path, genes: list[str] | None = None) -> np.ndarray:
-    """(k, 2) places in `genes` of pairs of genes; without `genes` the file is only checked, and the places are −1.
+
+def read_pairs(path: str | Path) -> pd.DataFrame:
+    """Columns `gene_a`, `gene_b`.
 
     Raises
     ------
     InputError
-        If the file cannot be read, lacks a column or a value, or names genes that are not in `genes` or a gene with itself.
+        If the file cannot be read, lacks a column or a value, or pairs a gene with itself.
     """
     table = _read(path, ["gene_a", "gene_b"])
     own = table["gene_a"] == table["gene_b"]
     if own.any():
         raise InputError(f"{path}: line {int(np.flatnonzero(own)[0]) + 2} pairs {table.loc[own, 'gene_a'].iloc[0]} with itself.")
-    return _places(table.melt()["value"], genes, path).reshape(2, -1).T
+    return table
 
 
-def read_markers(path: str | Path, genes: list[str] | None = None) -> pd.DataFrame:
+def read_markers(path: str | Path) -> pd.DataFrame:
     """Columns `gene`, `cell_type`; a gene marks one type.
 
     Raises
     ------
     InputError
-        If the file cannot be read, lacks a column or a value, names a gene twice or (with `genes`) one that is not in it.
+        If the file cannot be read, lacks a column or a value, or names a gene twice.
     """
     table = _read(path, ["gene", "cell_type"])
     twice = table["gene"].duplicated()
     if twice.any():
         raise InputError(f"{path}: names {', '.join(table.loc[twice, 'gene'].unique()[:5])} more than once; a marker is of one cell type.")
-    _places(table["gene"], genes, path)
     return table
+
+
+def known_pairs(path: str | Path, genes: list[str], warnings: list[str]) -> np.ndarray:
+    """(k, 2) places in `genes`, int64, of the pairs whose genes the sample has both; what is left out is told in `warnings`.
+
+    Raises
+    ------
+    InputError
+        As `read_pairs`, and if no pair is left.
+    """
+    table = _known(read_pairs(path), ["gene_a", "gene_b"], "pairs", genes, path, warnings)
+    panel = pd.Index(genes, dtype=object)
+    return np.stack([panel.get_indexer(table[column]) for column in table], axis=1).astype(np.int64)
+
+
+def known_markers(path: str | Path, genes: list[str], warnings: list[str]) -> pd.DataFrame:
+    """Rows of `read_markers` whose gene the sample has; what is left out is told in `warnings`.
+
+    Raises
+    ------
+    InputError
+        As `read_markers`, and if no marker is left.
+    """
+    return _known(read_markers(path), ["gene"], "markers", genes, path, warnings)
 
 
 def _read(path: str | Path, columns: list[str]) -> pd.DataFrame:
@@ -58,11 +83,17 @@ def _read(path: str | Path, columns: list[str]) -> pd.DataFrame:
     return table
 
 
-def _places(names: pd.Series, genes: list[str] | None, path: str | Path) -> np.ndarray:
-    if genes is None:
-        return np.full(len(names), -1, np.int64)
-    found = pd.Index(genes, dtype=object).get_indexer(pd.Index(names, dtype=object))
-    if (found < 0).any():
-        unknown = names[found < 0].unique()
-        raise InputError(f"{path}: names genes that the sample does not have: {', '.join(unknown[:8])}{' ...' if len(unknown) > 8 else ''}.")
-    return found.astype(np.int64)
+def _known(table: pd.DataFrame, columns: list[str], what: str, genes: list[str], path: str | Path, warnings: list[str]) -> pd.DataFrame:
+    """Rows whose genes are all in `genes`: one list serves a cohort of several panels."""
+    there = table[columns].isin(genes)
+    if there.to_numpy().all():
+        return table
+    usable = there.all(axis=1)
+    unknown = pd.unique(table[columns].to_numpy()[~there.to_numpy()])
+    named = ", ".join(unknown[:_SHOWN]) + (" ..." if len(unknown) > _SHOWN else "")
+    if not usable.any():
+        raise InputError(f"{path}: none of its {len(table)} {what} can be used: the sample does not have {named}. Is the list of this species and panel?")
+    warnings.append(
+        f"{Path(path).name}: {int((~usable).sum())} of {len(table)} {what} are left out, as the sample lacks {len(unknown)} of their genes ({named})."
+    )
+    return table[usable].reset_index(drop=True)

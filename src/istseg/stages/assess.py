@@ -69,14 +69,14 @@ def run(
     marker_pairs
         Pairs of genes that exclude each other (`artifacts/markers.py`); without it they are found from the nuclei (`qc.purity.exclusive_pairs`).
     markers
-        Markers of cell types; without it marker purity is not measured.
+        Markers of cell types; without it marker purity is not measured. Genes of both lists that the sample lacks are left out with a warning.
     colours
         `gene_colours.csv` of `istseg coexpression`: the example pictures show transcripts in them.
 
     Raises
     ------
     InputError
-        If the files are not of one sample and one segmentation.
+        If the files are not of one sample and one segmentation, or nothing of a list of genes is in the sample.
 
     """
     out, tiles, counts = Path(out), Path(tiles), Path(counts)
@@ -87,8 +87,9 @@ def run(
     cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
     adata = _read_counts(counts / "counts.h5ad")
     _check(sample, index, limits, assigned, segmentation, adata, cell_table)
-    given_pairs = marker_lists.read_pairs(marker_pairs, sample.genes) if marker_pairs else None
-    marker_table = marker_lists.read_markers(markers, sample.genes) if markers else None
+    left_out: list[str] = []
+    given_pairs = marker_lists.known_pairs(marker_pairs, sample.genes, left_out) if marker_pairs else None
+    marker_table = marker_lists.known_markers(markers, sample.genes, left_out) if markers else None
 
     shapes, nucleus_shapes = nucleus_counts.valid_polygons(cell_table.geometry), nucleus_counts.valid_polygons(nucleus_table.geometry)
     overlaps = nucleus_counts.count(nucleus_shapes, shapes, contain, intersect)
@@ -146,7 +147,7 @@ def run(
         crops=examples,
         overview=picture,
         method=method,
-        warnings=[*said, *([embedded.reason] if embedded.reason else [])],
+        warnings=[*said, *left_out, *([embedded.reason] if embedded.reason else [])],
     ).write(out / "metrics.json")
     log.info("%s/%s: %d cells, %s", sample.sample, segmentation, adata.n_obs, ", ".join(f"{flag_table[name]} {name}" for name in FLAGS))
 
