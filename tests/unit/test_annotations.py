@@ -37,6 +37,7 @@ def bounds(found):
 
 
 CELLS = [feature(square(20, 40, 10)), feature([square(60, 60, 10), square(80, 60, 4)], "MultiPolygon")]
+IS_REGION = {"classification": {"name": "Region*"}}
 WANTED = [[110, 220, 115, 225], [130, 230, 142, 235]]
 
 
@@ -64,13 +65,28 @@ def test_geojson_in_microns(tmp_path):
     assert bounds(found) == [[110, 220, 115, 225], [120, 240, 125, 245]] and found.ids == ["x", "y"]
 
 
-@pytest.mark.parametrize("classification", [{"name": "Region", "color": [1, 2, 3]}, "region"])
+@pytest.mark.parametrize("classification", [{"name": "Region", "color": [1, 2, 3]}, {"name": "Region*"}, "region"])
 def test_a_region_is_no_cell(tmp_path, classification):
     region = feature(square(0, 0, 50), properties={"classification": classification})
     outside = feature(square(100, 100, 10), properties={"classification": {"name": "Tumor"}})
     found = annotations.read(write(tmp_path / "a", [region, CELLS[0], outside]), None, FRAME)
     assert len(found.polygons) == 2 and found.region.bounds == (100, 200, 125, 225)
     assert not found.warnings, "cells outside the region are no fault: they count for best matches"
+
+
+def test_a_region_without_annotated_cells_is_told(tmp_path):
+    # Cells of 10 px at (20, 40): the region reaches into the cell, but not to its centroid.
+    reaching = feature(square(0, 20, 23), properties=IS_REGION)
+    found = annotations.read(write(tmp_path / "a", [reaching, CELLS[0]]), None, FRAME)
+    assert len(found.warnings) == 1 and "no annotated cell lies in the region" in found.warnings[0]
+    whole = feature(square(0, 20, 40), properties=IS_REGION)
+    assert not annotations.read(write(tmp_path / "b", [whole, CELLS[0]]), None, FRAME).warnings
+
+
+@pytest.mark.parametrize("properties", [None, {}, []])
+def test_a_feature_need_not_have_properties(tmp_path, properties):
+    found = annotations.read(write(tmp_path / "a", [feature(square(20, 40, 10), properties=properties)]), None, FRAME)
+    assert found.ids == ["1"] and found.region is None
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -142,6 +158,11 @@ def test_broken_and_repeated_outlines_are_told(tmp_path):
         ([feature(square(170, 250, 5))], None, "set annotations_unit to um"),
         ([feature(square(20, 40, 10))], "um", "set annotations_unit to px"),
         (CELLS, "mm", "should be px or um"),
+        ([CELLS[0], feature(square(20, 40, 10), properties=["region"])], None, "features 2: `properties` is no object"),
+        ([CELLS[0], feature(square(20, 40, 10), properties="region")], None, "features 2: `properties` is no object"),
+        ([CELLS[0], feature([[[1, 1], [5, 5], [9, 9], [1, 1]]], properties=IS_REGION)], None, "the region has no area"),
+        ([CELLS[0], feature(square(500, 40, 10), properties=IS_REGION)], None, "the region lies outside the image of 160 x 120 px"),
+        ([CELLS[0], feature(square(160, 40, 10), properties=IS_REGION)], None, "the region lies outside"),
     ],
 )
 def test_what_is_refused(tmp_path, value, unit, message):

@@ -3,8 +3,8 @@
 The frame is said, never guessed: GeoJSON is in pixels of the full-resolution mosaic (x right, y down) unless `annotations_unit` says `um`; a label TIFF has the
 size of the mosaic or of the working grid; a table of cells is in µm. The kind of a file is known by its first bytes, its name does not matter.
 
-A feature of GeoJSON whose classification is `region` is no cell: inside it *every* cell is annotated. Without such a region nothing is assumed to be whole,
-and what needs whole truth is not measured.
+A feature of GeoJSON whose classification is `region` (QuPath: `Region*`) is no cell: inside it *every* cell is annotated. Without such a region nothing is
+assumed to be whole, and what needs whole truth is not measured.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def read(path: str | Path, unit: str | None, frame: Frame) -> Annotations:
     Raises
     ------
     InputError
-        With every problem of the file: what cannot be read, outlines that are no polygon or without area, cells outside the image, a size that is neither the
-        mosaic's nor that of the working grid.
+        With every problem of the file: what cannot be read, outlines that are no polygon or without area, cells or a region outside the image, a size that is
+        neither the mosaic's nor that of the working grid.
     """
     path = Path(path)
     try:
@@ -117,6 +117,7 @@ def read(path: str | Path, unit: str | None, frame: Frame) -> Annotations:
         raise InputError(f"{path}: is neither GeoJSON nor TIFF nor a table of cells (parquet).")
     problems: list[str] = []
     _check_cells(path, found, frame, unit, problems)
+    _check_region(path, found, frame, unit, problems)
     if problems:
         raise InputError(problems)
     return found
@@ -212,12 +213,13 @@ def _from_geojson(path: Path, unit: str, frame: Frame) -> Annotations:
     for number, feature in enumerate(_list_of(raw, path), 1):
         geometry = feature.get("geometry", feature) if isinstance(feature, dict) else None
         try:
-            shapes.append(_polygon(geometry))
+            shape, classification = _polygon(geometry), _class_of(feature)
         except (ValueError, TypeError) as error:
             wrong.setdefault(str(error), []).append(number)
             continue
+        shapes.append(shape)
         ids.append(feature.get("id"))
-        is_region.append(_class_of(feature) == REGION)
+        is_region.append(classification == REGION)
     if wrong:
         raise InputError(
             [f"{path}: features {_listing(numbers)}: {what}. Draw cells as closed polygons and export them again." for what, numbers in wrong.items()]
@@ -256,9 +258,14 @@ def _list_of(raw: Any, path: Path) -> list[Any]:
 
 
 def _class_of(feature: dict[str, Any]) -> str:
-    named = (feature.get("properties") or {}).get("classification")
+    """Name of the classification in small letters, "" without one. ValueError in words."""
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise ValueError("`properties` is no object of names and values")
+    named = properties.get("classification")
     named = named.get("name") if isinstance(named, dict) else named
-    return str(named or "").strip().lower()
+    # QuPath's own class is `Region*`: its asterisk tells that the class is ignored when cells are classified.
+    return str(named or "").strip().rstrip("*").lower()
 
 
 def _polygon(geometry: Any) -> shapely.Geometry:
@@ -327,8 +334,26 @@ def _check_cells(path: Path, found: Annotations, frame: Frame, unit: str | None,
         )
 
 
+def _check_region(path: Path, found: Annotations, frame: Frame, unit: str | None, problems: list[str]) -> None:
+    """Area and place of the region, and whether annotated cells lie in it."""
+    if found.region is None:
+        return
+    if found.region.area <= 0:
+        problems.append(f"{path}: the region has no area; draw it again or remove it.")
+        return
+    pixels = shapely.transform(found.region, lambda xy: apply_affine(frame.micron_to_pixel, xy))
+    image = shapely.box(0, 0, frame.width_px, frame.height_px)
+    if shapely.intersection(pixels, image).area <= 0:
+        problems.append(
+            f"{path}: the region lies outside the image of {frame.width_px} x {frame.height_px} px (width x height). "
+            f"{_hint(np.array([pixels], object), image, frame, unit)}"
+        )
+    elif not shapely.intersects(found.region, shapely.centroid(found.polygons)).any():
+        found.warnings.append("Annotations: no annotated cell lies in the region, where every cell should be annotated: is it drawn in the right place?")
+
+
 def _hint(pixels: np.ndarray, image: shapely.Geometry, frame: Frame, unit: str | None) -> str:
-    """What to do about cells outside the image, from what would bring them inside."""
+    """What to do about outlines outside the image, from what would bring them inside."""
 
     def fits(shapes: np.ndarray) -> bool:
         return bool(shapely.intersects(image, shapely.centroid(shapes)).mean() > 0.9)
