@@ -74,6 +74,11 @@ def test_consistency_is_high_for_real_types_and_low_for_noise():
     assert again == scores[1]
 
 
+def test_consistency_of_equal_cells_is_a_share():
+    half = csr(np.tile([20, 5, 0, 1], (40, 1)))
+    assert profiles.halves(half, half * 2, 0)["neighbour_consistency"] == 1, "both halves have the same neighbours, 15 of them"
+
+
 def test_nothing_to_compare():
     empty = csr(np.zeros((0, 4)))
     assert profiles.halves(empty, empty, 0) == {"half_cells": 0, "half_correlation": None, "neighbour_consistency": None}

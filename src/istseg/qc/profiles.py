@@ -146,7 +146,8 @@ def _consistency(first: sparse.csr_matrix, second: sparse.csr_matrix) -> float:
     near = []
     for place in places:
         _, found = KDTree(place).query(place, k=NEIGHBOURS + 1)
-        near.append([set(row) - {i} for i, row in enumerate(found.tolist())])
+        # Among cells with the same profile a cell need not be among its own nearest.
+        near.append([set([j for j in row if j != i][:NEIGHBOURS]) for i, row in enumerate(found.tolist())])
     return float(np.mean([len(a & b) / NEIGHBOURS for a, b in zip(*near, strict=True)]))
 
 
