@@ -54,7 +54,7 @@ def read(path: str | Path, geometry: bool = True, within: tuple[float, float, fl
     Raises
     ------
     InputError
-        If the file is missing, lacks a column, or ids repeat.
+        If the file is missing, lacks a column, ids repeat, or a centroid is no finite number.
 
     """
     wanted = [c for c in CELL_COLUMNS if c != "geometry"]
@@ -70,4 +70,9 @@ def read(path: str | Path, geometry: bool = True, within: tuple[float, float, fl
         raise InputError(f"{path}: lacks the columns {sorted(missing)}.")
     if cells["cell_id"].duplicated().any():
         raise InputError(f"{path}: cell_id is not unique, e.g. {cells.loc[cells['cell_id'].duplicated(), 'cell_id'].iloc[0]!r}.")
+    centroids = cells[["centroid_x_um", "centroid_y_um"]].apply(pd.to_numeric, errors="coerce")
+    lost = ~np.isfinite(centroids.to_numpy(float)).all(axis=1)
+    if lost.any():
+        first = cells.loc[lost, "cell_id"].iloc[0]
+        raise InputError(f"{path}: {int(lost.sum())} of {len(cells)} cells have no finite centroid, e.g. {first!r}; remove cells without an outline.")
     return cells
