@@ -163,7 +163,12 @@ class TableLocator:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: is not a Parquet table with transcript_id and cell_id ({error}); run comparator collect again.") from None
         table = table.filter(pc.is_valid(table["cell_id"]))
-        cell = pc.index_in(table["cell_id"].cast(pa.string()), pa.array(cell_ids, pa.string()))
+        column = table["cell_id"]
+        if not pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string()).dictionary_encode()
+        # Each name is looked up once, not once for every transcript.
+        encoded = column.unify_dictionaries().combine_chunks()
+        cell = pc.index_in(encoded.dictionary.cast(pa.string()), pa.array(cell_ids, pa.string())).take(encoded.indices)
         if cell.null_count:
             unknown = table["cell_id"].filter(pc.is_null(cell))[0].as_py()
             raise InputError(f"{path}: names the cell {unknown!r}, which the cells do not have; the two come from different runs.")

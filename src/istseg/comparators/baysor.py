@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 import shapely
@@ -59,7 +60,7 @@ def collect(raw: Path, prepared: Prepared) -> Collected:
     polygons = _polygons(raw / POLYGONS)
     names = sorted(set(pc.unique(table["cell"]).to_pylist()) | set(polygons))
     number = {name: i for i, name in enumerate(names, start=1)}
-    cells = np.array([number[name] for name in table["cell"].to_pylist()], np.int64)
+    cells = pc.index_in(table["cell"], pa.array(names, pa.string())).to_numpy().astype(np.int64) + 1
     xy = np.column_stack([table["x"], table["y"]]).astype(float).reshape(-1, 2)
     bare = ~np.isin(cells, [number[name] for name in polygons])
     outlines = {number[name]: polygon for name, polygon in polygons.items()} | hulls(xy[bare], cells[bare])
