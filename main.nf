@@ -23,6 +23,9 @@ workflow {
             error("${(problems + wrong).size()} problem(s) found before the start, nothing was run:\n  - ${(problems + wrong).join('\n  - ')}")
         }
 
+        // Tasks run elsewhere, so they need the whole path; containers have a program of their own.
+        baysor = params.baysor ? file(params.baysor, glob: false).toString() : null
+
         // e.g. [[id: 'brain_1', platform: 'merscope', z_planes: '1-5'], /data/brain_1/region_0]
         samples = rows.collect { row ->
             def raw = resolve(row.path, sheet.parent)
@@ -40,7 +43,7 @@ workflow {
             sheet,
             channel.fromList(samples),
             channel.fromList(annotations),
-            groovy.json.JsonOutput.toJson(settings),
+            groovy.json.JsonOutput.toJson(baysor ? settings + [baysor: baysor] : settings),
             schema_file,
             [
                 tiles_per_task: params.tiles_per_task,
@@ -54,7 +57,7 @@ workflow {
                 // The run's teacher, asked for by its own name, is not computed twice.
                 compare: params.compare == 'none' ? [] : params.compare.tokenize(',').collect { name -> name == params.teacher && name != 'vendor' ? 'teacher' : name }.unique(),
                 proseg_init: params.proseg_init,
-                baysor: params.baysor ? file(params.baysor, glob: false).toString() : 'baysor',
+                baysor: baysor && !workflow.containerEngine ? baysor : 'baysor',
                 exports: params.exports != 'none',
                 limits: limits,
                 marker_pairs: params.marker_pairs ? file(params.marker_pairs, glob: false) : [],

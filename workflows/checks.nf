@@ -36,7 +36,7 @@ def check_list(text, rule, where) {
     }
     return names.unique().findAll { name -> !(name in rule.items['enum']) }.collect { name ->
         def near = nearest(name, rule.items['enum'])
-        "${where}: '${name}' is none of ${rule.items['enum'].join(', ')}${near ? "; did you mean ${near}?" : '; `none` alone is for none.'}"
+        !name ? "${where}: '${text}' has an empty name; write names with one comma between them." : "${where}: '${name}' is none of ${rule.items['enum'].join(', ')}${near ? "; did you mean ${near}?" : '; `none` alone is for none.'}"
     }
 }
 
@@ -79,7 +79,8 @@ def resolve(text, base) {
 }
 
 def nearest(word, options) {
-    def near = options.closest(word.toString())
+    // `closest` takes no empty word.
+    def near = word ? options.closest(word.toString()) : null
     return near ? near[0] : null
 }
 

@@ -33,16 +33,14 @@ def failures_of(trace) {
     def last = tasks.findAll { task -> task.status == 'FAILED' && !(task.name in done) }.groupBy { task -> task.name }.values().collect { attempts -> attempts.max { task -> task.attempt as int } }
     return last.collect { task ->
         def stage = task.process.tokenize(':').last().toLowerCase()
-        [sample: task.tag.tokenize(' ')[0], stage: stage, segmentation: segmentation_of(stage, task.tag), name: task.name, message: message_of(task), workdir: task.workdir, exit: task.exit]
+        [sample: task.tag.tokenize(' ')[0], stage: stage, segmentation: segmentation_of(task), name: task.name, message: message_of(task), workdir: task.workdir, exit: task.exit]
     }
 }
 
-// Name of the one segmentation that a task works for, else null.
-def segmentation_of(stage, tag) {
-    if (stage in ['assign', 'assess'] || stage.startsWith('comparator_')) {
-        return tag.tokenize(' ')[1]
-    }
-    return stage in ['proseg', 'comseg', 'baysor'] ? stage : null
+// Name of the one segmentation that a task works for, else null: all tasks of COMPARATORS have it in their tag, after the sample.
+def segmentation_of(task) {
+    def parts = task.process.tokenize(':')
+    return parts.last() in ['ASSIGN', 'ASSESS'] || 'COMPARATORS' in parts ? task.tag.tokenize(' ')[1] : null
 }
 
 // The ERROR lines of a task, else its last lines.

@@ -6,7 +6,7 @@
  * out  output/{segmentation.csv, segmentation_polygons_2d.json}
  */
 process BAYSOR {
-    tag "${meta.id}"
+    tag "${meta.id} ${method}"
     label 'process_high'
     container "${params.container_registry}/istseg-baysor:${params.container_tag}"
 
@@ -16,17 +16,21 @@ process BAYSOR {
 
     output:
     tuple val(meta), val(method), path('output', type: 'dir'), emit: folder
+    tuple val(task.process), val('baysor'), eval('head -n 1 version.txt'), emit: versions, topic: versions
 
     script:
+    def program = "'${executable.toString().replace("'", "'\\''")}'"
     """
     mkdir output
+    ${program} --version > version.txt || echo unknown > version.txt
     export JULIA_NUM_THREADS=${task.cpus}
-    '${executable}' run --x-column x --y-column y --gene-column gene --prior-segmentation-confidence 1 --config.data.force_2d=true --polygon-format FeatureCollection --count-matrix-format tsv --output output/segmentation.csv ${task.ext.args ?: ''} input/prepared/transcripts.csv :prior
+    ${program} run --x-column x --y-column y --gene-column gene --prior-segmentation-confidence 1 --config.data.force_2d=true --polygon-format FeatureCollection --count-matrix-format tsv --output output/segmentation.csv ${task.ext.args ?: ''} input/prepared/transcripts.csv :prior
     """
 
     stub:
     """
     mkdir output
     touch output/segmentation.csv
+    echo unknown > version.txt
     """
 }

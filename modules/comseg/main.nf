@@ -5,7 +5,7 @@
  * out  output/{assignment.csv, comseg.json}
  */
 process COMSEG {
-    tag "${meta.id}"
+    tag "${meta.id} ${method}"
     label 'process_low'
     container "${params.container_registry}/istseg-comseg:${params.container_tag}"
 

@@ -5,7 +5,7 @@
  * out  output/{transcripts.parquet, cells.geojson.gz, version.txt}
  */
 process PROSEG {
-    tag "${meta.id}"
+    tag "${meta.id} ${method}"
     label 'process_medium'
     container "${params.container_registry}/istseg-proseg:${params.container_tag}"
 

@@ -58,7 +58,9 @@ def test_all_wrong_parameters_are_told_at_once(nextflow):
 
 
 def test_parameters_of_a_file_keep_their_types(nextflow):
-    (nextflow.folder / "p.yaml").write_text("tile_um: '750'\nepochs: 2.5\nteacher: cellpose\nbase_model: scratch\nz_planes: 3\nunknown: {a: 1}\n")
+    (nextflow.folder / "p.yaml").write_text(
+        "tile_um: '750'\nepochs: 2.5\nteacher: cellpose\nbase_model: scratch\nz_planes: 3\nunknown: {a: 1}\ncompare: 'vendor,,proseg,'\n"
+    )
     text = problems_of(nextflow, "-params-file", "p.yaml")
     assert "--tile_um: must be a number, it is '750'." in text
     assert "--epochs: must be a whole number, it is '2.5'." in text
@@ -67,6 +69,7 @@ def test_parameters_of_a_file_keep_their_types(nextflow):
     assert "--base_model: `scratch` is an untrained network" in text
     assert "--unknown: there is no such parameter" in text
     assert "--input: is missing." in text
+    assert "--compare: 'vendor,,proseg,' has an empty name; write names with one comma between them." in text
     assert "--z_planes" not in text  # a plane given as a number is fine
 
 
@@ -152,12 +155,16 @@ def test_checks_work_with_the_strict_parser_too(nextflow):
 def test_a_raw_folder_without_data_ends_the_run_with_plain_words(nextflow):
     (nextflow.folder / "raw 1 'ü").mkdir()
     sheet = nextflow.samplesheet("a,merscope,raw 1 'ü", "b,cosmx,raw 1 'ü")
-    run = nextflow.run("--input", sheet, ok=False)
+    baysor = nextflow.folder / "bay's or"
+    baysor.touch(mode=0o755)
+    run = nextflow.run("--input", sheet, "--compare", "vendor,baysor", "--baysor", baysor.name, "--iou_thresholds", "0.0,0.5", ok=False)
     assert run.code != 0
     assert "Nothing was run: preflight found problems." in run.text
     assert {row["process"] for row in run.trace()} == {"PREFLIGHT"}
     told = run.text.split("Nothing was run")[1]
     assert " a: " in told, told
     assert " b: " in told, told
+    assert "--iou_thresholds: '0.0,0.5'" in told, told
+    assert "--baysor" not in told, "a path from where Nextflow was started"
     assert "Traceback" not in told
     assert not (run.outdir / "report.html").exists()

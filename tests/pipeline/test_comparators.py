@@ -90,6 +90,7 @@ def test_programs_say_whose_a_transcript_is(compared, name):
 
 # Stands in for Baysor, which is not here: keeps its command line and answers in the form that Baysor 0.7.1 documents, every nucleus a cell.
 BAYSOR = """#!/bin/bash
+[ "$1" != --version ] || { echo 0.7.1; exit; }
 printf '%%s\\n' "$@" > %(seen)s
 {
     echo transcript_id,x,y,z,gene,prior,molecule_id,cell,is_noise
@@ -102,10 +103,10 @@ echo '{"type": "FeatureCollection", "features": []}' > output/segmentation_polyg
 def test_a_comparator_that_fails_stops_nothing_else(compared, nextflow_module, sheet):
     """Proseg ends in error by an option that it does not know; the rest of the run is as before, and its exit code tells. Baysor gets its exact command."""
     (nextflow_module.folder / "fault.config").write_text("process { withName: 'PROSEG' { ext.args = '--no-such-option' } }\n")
-    baysor, seen = nextflow_module.folder / "bay sor", nextflow_module.folder / "seen.txt"
+    baysor, seen = nextflow_module.folder / "bay's or", nextflow_module.folder / "seen.txt"
     baysor.write_text(BAYSOR % {"seen": seen})
     baysor.chmod(0o755)
-    given = (*arguments(sheet, "baysor"), "--baysor", baysor, "--baysor_min_molecules", 12)
+    given = (*arguments(sheet, "baysor"), "--baysor", baysor.name, "--baysor_min_molecules", 12)
     run = nextflow_module.run(*given, "-c", "fault.config", "-resume", ok=False, outdir="failed", timeout=600)
     assert run.code != 0
     (failure,) = run.record()["failures"]
@@ -116,12 +117,13 @@ def test_a_comparator_that_fails_stops_nothing_else(compared, nextflow_module, s
     assert sample["failure"] is None
     assert [f["segmentation"] for f in sample["failed_comparators"]] == ["proseg"]
     assert "The comparator proseg failed" in (run.outdir / "report.html").read_text(encoding="utf-8")
-    assert "PROSEG (a)" in run.text
+    assert "PROSEG (a proseg)" in run.text
     assert seen.read_text().split("\n")[:-1] == [
         "run", "--x-column", "x", "--y-column", "y", "--gene-column", "gene", "--prior-segmentation-confidence", "1", "--config.data.force_2d=true",
         "--polygon-format", "FeatureCollection", "--count-matrix-format", "tsv", "--output", "output/segmentation.csv", "--min-molecules-per-cell", "12",
         "input/prepared/transcripts.csv", ":prior",
     ]  # fmt: skip
+    assert run.record()["versions"]["baysor"] == "0.7.1"
     assert sample["segmentations"]["baysor"]["transcripts"]["in_cells"] > 500
 
 

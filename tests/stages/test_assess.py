@@ -174,6 +174,15 @@ def test_a_vendors_broken_polygons(tmp_path):
     assert len(metrics.crops) == 6
 
 
+def test_a_record_of_this_segmentation_alone_brings_its_warnings(world, tmp_path):
+    """That of the stage merge speaks of several: its warnings are the sample's."""
+    record = tmp_path / "x.merge.json"
+    for others, told in (({}, True), ({"teacher": {}}, False)):
+        record.write_text(json.dumps({"segmentations": {"istseg": {"method": {}}} | others, "warnings": ["two runs differ"]}))
+        _, metrics = go(world, tmp_path, merge_json=record)
+        assert ("two runs differ" in metrics.warnings) is told
+
+
 def test_stale_crops_do_not_stay(world, tmp_path):
     go(world, tmp_path, crops=3)
     _, metrics = go(world, tmp_path, crops=1)

@@ -155,6 +155,14 @@ def test_what_comparators_lack_is_told_at_once_before_any_work(tmp_path: Path) -
     assert "There are no cells of the vendor to compare with." in Preflight.read(tmp_path / "out" / "preflight.json").samples[0].warnings
 
 
+@pytest.mark.parametrize("text", ["0.0", "0.5,.0", "0.5,1.5"])
+def test_iou_thresholds_that_the_last_stage_would_refuse(tmp_path: Path, text: str) -> None:
+    fx.merscope(tmp_path / "m")
+    (tmp_path / "p.json").write_text(json.dumps({"input": "i.csv", "outdir": "o", "iou_thresholds": text}))
+    with pytest.raises(InputError, match="--iou_thresholds: .* write numbers above 0 up to 1"):
+        preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "o", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json")
+
+
 def test_the_teachers_weights_serve_the_comparator_of_its_name(tmp_path: Path) -> None:
     """Asked for by its own name, the run's teacher is not checked a second time."""
     fx.merscope(tmp_path / "m")

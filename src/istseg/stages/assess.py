@@ -84,6 +84,8 @@ def run(
     assigned = read_json(counts / "assign.json", "the assign.json of the stage assign")
     merged = read_json(merge_json, "the merge.json of the stage merge") if merge_json else {}
     method = {k: v for k, v in merged.get("segmentations", {}).get(segmentation, {}).get("method", {}).items() if not k.endswith("seconds")}
+    # The record of the stage merge is of several segmentations; one of this segmentation alone is a comparator's.
+    warned = merged.get("warnings", []) if list(merged.get("segmentations", {})) == [segmentation] else []
     cell_table, nucleus_table = cells_file.read(cells), cells_file.read(nuclei)
     adata = _read_counts(counts / "counts.h5ad")
     _check(sample, index, limits, assigned, segmentation, adata, cell_table)
@@ -147,7 +149,7 @@ def run(
         crops=examples,
         overview=picture,
         method=method,
-        warnings=[*said, *left_out, *([embedded.reason] if embedded.reason else [])],
+        warnings=[*said, *left_out, *([embedded.reason] if embedded.reason else []), *warned],
     ).write(out / "metrics.json")
     log.info("%s/%s: %d cells, %s", sample.sample, segmentation, adata.n_obs, ", ".join(f"{flag_table[name]} {name}" for name in FLAGS))
 

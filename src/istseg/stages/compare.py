@@ -144,7 +144,7 @@ def thresholds_of(text: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if not values or not all(0 < v <= 1 for v in values):
-        raise InputError(f"--iou-thresholds {text}: write numbers above 0 up to 1, separated by `,`, e.g. 0.5,0.75.")
+        raise InputError(f"{text!r} are no IoU thresholds: write numbers above 0 up to 1, separated by `,`, e.g. 0.5,0.75.")
     return values
 
 

@@ -26,6 +26,7 @@ from istseg.raw import open_raw, tables
 from istseg.raw.base import Facts, Options
 from istseg.raw.points import MAX_MICRON
 from istseg.report.checks import limits as report_limits
+from istseg.stages import compare
 from istseg.stages.convert import MAX_INVALID, MIN_INSIDE, WARN_INSIDE
 
 _WARN_REPEATED = 0.01
@@ -103,6 +104,7 @@ def run(
     weights = {"nuclei": nuclei_weights, "cyto": cyto_weights}
     _check_cellpose(weights, values, problems)
     _check_comparators(weights | {"genesegnet": genesegnet_weights}, programs, values, problems)
+    _check_iou_thresholds(values, problems)
     _check_file(limits, "qc_thresholds", report_limits, values, problems)
     _check_file(marker_pairs, "marker_pairs", marker_lists.read_pairs, values, problems)
     _check_file(markers, "markers", marker_lists.read_markers, values, problems)
@@ -289,6 +291,16 @@ def _check_comparators(weights: Mapping[str, Path | None], programs: Path | None
     """Every comparator that was chosen has what it needs."""
     asked = [name for name in comparators.chosen(str(values.get("compare") or comparators.NONE)) if name != values.get("teacher")]
     problems += comparators.problems(asked, comparators.Surroundings(values, weights, programs))
+
+
+def _check_iou_thresholds(values: dict[str, Any], problems: list[str]) -> None:
+    """The stage that will use them can read them."""
+    if values.get("iou_thresholds") is None:
+        return
+    try:
+        compare.thresholds_of(str(values["iou_thresholds"]))
+    except InputError as error:
+        problems += [f"--iou_thresholds: {text}" for text in error.problems]
 
 
 def _check_file(path: Path | None, parameter: str, read: Callable[[Path], Any], values: dict[str, Any], problems: list[str]) -> None:
