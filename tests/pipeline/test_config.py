@@ -37,7 +37,7 @@ NOT_OPTIONS = set(
 NOT_OPTIONS |= {
     "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
-    "proseg_init", "baysor", "baysor_min_molecules", "coexpression",
+    "proseg_init", "baysor", "baysor_min_molecules", "coexpression", "genesegnet_weights",
 }  # fmt: skip
 WIRED = set(
     ["device", "patches", "formats", "name", "base", "base_sha256", "sample", "platform", "fovs", "segmentation", "raw", "out", "disk", "schema", "params"]

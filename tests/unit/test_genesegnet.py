@@ -12,6 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg.artifacts.files import sha256
 from istseg.artifacts.tiles import Tile
 from istseg.comparators import genesegnet
 from istseg.comparators.genesegnet import GeneSegNet, GeneSegNetLabeller, labels_from_centres, location_map, offset_targets
@@ -219,3 +220,11 @@ def test_published_weights_are_no_base(tmp_path):
     torch.save(GeneSegNet(membranes=False).state_dict(), tmp_path / "published")
     with pytest.raises(InputError, match="another gene map"):
         KINDS["genesegnet"].start(str(tmp_path / "published"), None, 0)
+
+
+def test_the_shipped_weights_are_those_of_the_card():
+    models = Path(__file__).parents[2] / "assets" / "models"
+    path = models / "genesegnet-sim-v1.safetensors"
+    assert sha256(path) in (models / "genesegnet_card.md").read_text()
+    _, card = genesegnet.load(path, sha256(path))
+    assert card.name == "genesegnet-sim-v1"
