@@ -108,6 +108,12 @@ def test_regions_do_not_depend_on_the_tiling(world, tmp_path):
         assert (tmp_path / "a" / "regions" / layer["file"]).read_bytes() == (tmp_path / "b" / "regions" / layer["file"]).read_bytes()
 
 
+def test_a_square_is_no_larger_than_the_sample(world, tmp_path):
+    found = draw(world, tmp_path, side_um=400.0)
+    assert found.side_px * found.um_per_px == made.WIDTH_UM
+    assert len(found.regions) == 1
+
+
 def test_rna_is_drawn_in_the_colours_of_the_genes(world, tmp_path):
     plain = draw(world, tmp_path / "plain")
     colours = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])

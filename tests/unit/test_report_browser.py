@@ -173,11 +173,11 @@ def test_a_figure_is_saved_as_svg(open_page):
 
 def test_layers_and_outlines_of_a_region_are_switched(open_page):
     page = open_page()
-    page.locator("#s0 .layers").first.scroll_into_view_if_needed()
+    page.locator("#s0 .layer-switches").first.scroll_into_view_if_needed()
     plot = page.locator("#s0 .layered").first
     plot.locator(".imagelayer image").first.wait_for()
     shown = "[...document.querySelector('#s0 .layered').querySelectorAll('.imagelayer image')].length"
-    boxes = page.locator("#s0 .layers").first.get_by_role("checkbox")
+    boxes = page.locator("#s0 .layer-switches").first.get_by_role("checkbox")
     assert [boxes.nth(k).is_checked() for k in range(boxes.count())] == [True, True, False]
     assert page.evaluate(shown) == 2
     assert page.evaluate("getComputedStyle(document.querySelector('#s0 .layered image')).mixBlendMode") == "screen"

@@ -53,7 +53,8 @@ def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segm
         raise InputError(f"--cells: has no {segmentation}, only {', '.join(cells)}; give the cells of the segmentation of --counts too.")
     places = cells_file.read(cells[segmentation], geometry=False)
     flags = _flags(Path(counts), places["cell_id"].to_numpy(str))
-    side = max(round(side_um / index.working_um), 1)
+    # A small sample is shown whole, not in the corner of a black square.
+    side = min(max(round(side_um / index.working_um), 1), max(index.window_grid.height, index.window_grid.width))
     chosen = squares.choose(index, apply_affine(index.affine, places[["centroid_x_um", "centroid_y_um"]].to_numpy(float)), flags, side)
     flag_of = dict(zip(places["cell_id"], flags.tolist(), strict=True))
     palette = gene_colours.read(colours) if colours else None

@@ -67,7 +67,7 @@
     if (!layout.images) continue;
     place.classList.add("layered");
     const box = document.createElement("fieldset");
-    box.className = "layers";
+    box.className = "layer-switches";
     const legend = document.createElement("legend");
     legend.textContent = "Layers";
     box.append(legend, ...layout.images.map((image, k) => {
