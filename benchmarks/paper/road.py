@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -155,11 +156,11 @@ def program(sample: Sample, name: str, options: argparse.Namespace) -> Segmentat
 def module_script(name: str, executable: str, arguments: str) -> str:
     """The script of `modules/<name>/main.nf` with its variables filled in: what the pipeline runs."""
     text = (ROOT / "modules" / name / "main.nf").read_text()
-    script = re.search(r'script:\s*"""(.*?)"""', text, re.DOTALL)
+    script = re.search(r'script:\s*(?:def [^\n]*\s*)*"""(.*?)"""', text, re.DOTALL)
     if not script:
         raise ValueError(f"modules/{name}/main.nf has no script between triple quotes")
     filled = script[1]
-    for variable, value in (("task.cpus", "1"), ("task.ext.args ?: ''", arguments), ("prepared", "input/prepared"), ("executable", executable)):
+    for variable, value in (("task.cpus", "1"), ("task.ext.args ?: ''", arguments), ("prepared", "input/prepared"), ("program", shlex.quote(executable))):
         filled = filled.replace(f"${{{variable}}}", value)
     if "${" in filled:
         raise ValueError(f"modules/{name}/main.nf uses variables that this benchmark does not know: {filled}")

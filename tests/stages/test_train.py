@@ -18,7 +18,7 @@ from istseg.artifacts.files import sha256
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.patches import Patch
 from istseg.errors import DeviceError, InputError
-from istseg.network import gate, training, weights
+from istseg.network import tally, training, weights
 from istseg.network.inference import PRECISIONS, Predictor, precision_of
 from istseg.stages import segment, train
 from network_fixtures import BASE_MODEL, cut, paint
@@ -350,7 +350,7 @@ def test_precision_reaches_training_and_gate(tmp_path, monkeypatch, precision):
             super().__init__(*arguments)
             seen.append(self.precision)
 
-    monkeypatch.setattr(gate, "Predictor", Noted)
+    monkeypatch.setattr(tally, "Predictor", Noted)
     steps = []
     autocast = training.autocast
 
