@@ -18,7 +18,6 @@ _HEIGHT = 720
 _NUCLEI_COLOUR = "#40e0ff"
 _APART = 1e-7
 """Plotly tells pictures apart by their place: those in the same place would be one."""
-_DASHES = {"solid": "solid", "dash": "dash", "dot": "dot"}
 
 
 def figure(found: Regions, region: Region, folder: Path, layer_bytes: int, main: str) -> Figure:
@@ -75,7 +74,7 @@ def _traces(outlines: dict[str, Any], um_per_px: float, corner: tuple[float, flo
         return [_lines(rings, name, {"color": _NUCLEI_COLOUR, "width": 1})]
     if name != main or outlines["flags"] is None:
         colour, dash = palette.segmentation(name, names)
-        shown = _lines(rings, name, {"color": colour, "width": 2, "dash": _DASHES.get(dash, "dash")})
+        shown = _lines(rings, name, {"color": colour, "width": 2, "dash": dash})
         return [shown if name == main else {**shown, "visible": "legendonly"}]
     flags = np.asarray(outlines["flags"], int)
     by_flag = [
