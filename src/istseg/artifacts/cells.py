@@ -5,6 +5,7 @@ Ours, the teacher's, the vendor's and every comparator's cells enter `assign` an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas as gpd
@@ -47,9 +48,9 @@ def write(path: str | Path, cells: gpd.GeoDataFrame) -> None:
         cells[CELL_COLUMNS].to_parquet(part, index=False)
 
 
-def read(path: str | Path, geometry: bool = True, within: tuple[float, float, float, float] | None = None) -> gpd.GeoDataFrame:
-    """Read cells; without their polygons (a DataFrame, a fraction of the memory) when `geometry` is False; only those whose centroid lies `within` a box
-    (x0, y0, x1, y1 in µm) when one is given.
+def read(path: str | Path, geometry: bool = True, within: Sequence[tuple[float, float, float, float]] | None = None) -> gpd.GeoDataFrame:
+    """Read cells; without their polygons (a DataFrame, a fraction of the memory) when `geometry` is False; only those whose centroid lies `within` one of
+    some boxes (x0, y0, x1, y1 in µm) when they are given.
 
     Raises
     ------
@@ -58,9 +59,9 @@ def read(path: str | Path, geometry: bool = True, within: tuple[float, float, fl
 
     """
     wanted = [c for c in CELL_COLUMNS if c != "geometry"]
-    box = {} if within is None else {"filters": [(c, s, v) for c, s, v in zip(_CENTROID * 2, (">=", ">=", "<=", "<="), within, strict=True)]}
+    boxes = {} if within is None else {"filters": [list(zip(_CENTROID * 2, (">=", ">=", "<=", "<="), box, strict=True)) for box in within]}
     try:
-        cells = gpd.read_parquet(path, **box) if geometry else pd.read_parquet(path, columns=wanted, **box)
+        cells = gpd.read_parquet(path, **boxes) if geometry else pd.read_parquet(path, columns=wanted, **boxes)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
     except (ValueError, OSError) as error:

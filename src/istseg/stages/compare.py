@@ -43,15 +43,11 @@ class _Source:
     cells: Path
     transcripts: Path
     ids: np.ndarray = field(default_factory=lambda: np.empty(0, object))
+    centroids_um: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     per_cell: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def polygons(self) -> np.ndarray:
         return valid_polygons(cells_file.read(self.cells).geometry)
-
-    def places(self, sample: Sample) -> np.ndarray:
-        """(n, 2) centroids, µm from the mosaic's upper left corner."""
-        table = cells_file.read(self.cells, geometry=False)
-        return apply_affine(sample.affine, table[["centroid_x_um", "centroid_y_um"]].to_numpy(float)) * sample.pixel_size_um
 
 
 def run(
@@ -99,7 +95,8 @@ def run(
         raise InputError(f"--cells {ANNOTATED}=...: this name stands for the annotated cells; give the segmentation another.")
     sources = [_Source(name, Path(cells[name]), Path(transcripts[name])) for name in sorted(cells)]
     for source in sources:
-        source.ids = cells_file.read(source.cells, geometry=False)["cell_id"].to_numpy(object)
+        table = cells_file.read(source.cells, geometry=False)
+        source.ids, source.centroids_um = table["cell_id"].to_numpy(object), table[["centroid_x_um", "centroid_y_um"]].to_numpy(float)
     truth = annotations_file.read(annotations, annotations_unit, Frame.of(sample, working_um)) if annotations else None
     shared, in_truth, n_truth, total = _stream(sources, truth)
 
@@ -123,7 +120,8 @@ def run(
             )
             for source, other, of in ((first, second, matched[0]), (second, first, matched[1])):
                 if source.name == mapped:
-                    record.maps[other.name] = maps.over_squares(source.places(sample), sample.size_um, {"matched": of})
+                    places = apply_affine(sample.affine, source.centroids_um) * sample.pixel_size_um
+                    record.maps[other.name] = maps.over_squares(places, sample.size_um, {"matched": of})
     out = Path(out)
     if truth is not None:
         area = None if truth.region is None else float(shapely.area(truth.region))

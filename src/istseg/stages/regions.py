@@ -57,25 +57,28 @@ def run(*, tiles: Path, nuclei: Path, cells: dict[str, Path], counts: Path, segm
     side = min(max(round(side_um / index.working_um), 1), max(index.window_grid.height, index.window_grid.width))
     chosen = squares.choose(index, apply_affine(index.affine, places[["centroid_x_um", "centroid_y_um"]].to_numpy(float)), flags, side)
     flag_of = dict(zip(places["cell_id"], flags.tolist(), strict=True))
+    views = [squares.view(index, square, side) for square in chosen]
+    outlines = {name: _outlines(path, views, flag_of if name == segmentation else None) for name, path in {"nuclei": nuclei, **cells}.items()}
     palette = gene_colours.read(colours) if colours else None
     found = Regions(index.sample, side, index.working_um)
     with whole(Path(out) / "regions") as part:
         part.mkdir()
         for number, square in enumerate(chosen):
-            view = squares.view(index, square, side)
-            outlines = {name: _outlines(path, view, flag_of if name == segmentation else None) for name, path in {"nuclei": nuclei, **cells}.items()}
-            found.regions.append(squares.draw(part, number, square, side, tiles, index, outlines, palette))
+            shown = {name: in_views[number] for name, in_views in outlines.items()}
+            found.regions.append(squares.draw(part, number, square, side, tiles, index, shown, palette))
         found.write(part / "regions.json")
     log.info("%s: %d regions for the viewer: %s", index.sample, len(found.regions), "; ".join(region.reason for region in found.regions))
 
 
-def _outlines(path: Path, view: shapely.Polygon, flag_of: dict[str, int] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Ids, polygons and flags of the cells or nuclei that touch a view; others are not kept in memory."""
-    table = cells_file.read(path, within=view.buffer(REACH_UM).bounds)
-    polygons = valid_polygons(table.geometry)
-    hit = shapely.intersects(polygons, view)
-    ids = table["cell_id"].to_numpy(str)[hit]
-    return ids, polygons[hit], None if flag_of is None else np.array([flag_of[i] for i in ids], int)
+def _outlines(path: Path, views: list[shapely.Polygon], flag_of: dict[str, int] | None) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """For each view, ids, polygons and flags of the cells or nuclei that touch it; others are not kept in memory."""
+    if not views:
+        return []
+    table = cells_file.read(path, within=[view.buffer(REACH_UM).bounds for view in views])
+    polygons, ids = valid_polygons(table.geometry), table["cell_id"].to_numpy(str)
+    flags = None if flag_of is None else np.array([flag_of[i] for i in ids], int)
+    touching = [shapely.intersects(polygons, view) for view in views]
+    return [(ids[hit], polygons[hit], None if flags is None else flags[hit]) for hit in touching]
 
 
 def _flags(counts: Path, ids: np.ndarray) -> np.ndarray:
