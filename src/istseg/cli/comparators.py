@@ -7,7 +7,22 @@ from typing import Annotated, Optional
 
 import typer
 
-from istseg.cli.options import Device, Existing, Out, Precision, comparator_app
+from istseg.cli.options import (
+    CellDiameter,
+    Checksum,
+    Contain,
+    CytoWeights,
+    DensitySigma,
+    Device,
+    Existing,
+    Intersect,
+    MinArea,
+    NucleiWeights,
+    NucleusDiameter,
+    Out,
+    Precision,
+    comparator_app,
+)
 
 
 @comparator_app.command(name="tiles")
@@ -16,22 +31,22 @@ def comparator_tiles(
     tile: Annotated[list[Path], typer.Option(**Existing, help="Tile folder. Repeatable.")],
     out: Out,
     teacher_labels: Annotated[Optional[Path], typer.Option(**Existing, help="Folder with the teacher's labels of these tiles, by tile id: its nuclei.")] = None,
-    nuclei_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `nuclei` weights.")] = None,
-    nuclei_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
-    cyto_weights: Annotated[Optional[Path], typer.Option(help="Cellpose `cyto3` weights.")] = None,
-    cyto_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
-    cell_diameter_um: Annotated[float, typer.Option(min=1, max=100)] = 6.5,
-    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
-    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
-    min_cell_area_um2: Annotated[float, typer.Option(min=0)] = 12.8,
+    nuclei_weights: NucleiWeights = None,
+    nuclei_sha256: Checksum = None,
+    cyto_weights: CytoWeights = None,
+    cyto_sha256: Checksum = None,
+    cell_diameter_um: CellDiameter = 6.5,
+    nucleus_diameter_um: NucleusDiameter = 6.5,
+    min_nucleus_area_um2: MinArea = 8.0,
+    min_cell_area_um2: MinArea = 12.8,
     expansion_um: Annotated[float, typer.Option(min=0, max=30, help="How far `expansion` lets nuclei grow.")] = 5.0,
     genesegnet_weights: Annotated[Optional[Path], typer.Option(help="Weights of `genesegnet`.")] = None,
-    genesegnet_sha256: Annotated[Optional[str], typer.Option(help="Their checksum.")] = None,
+    genesegnet_sha256: Checksum = None,
     genesegnet_membranes: Annotated[bool, typer.Option(help="`genesegnet` sees the membrane stains; else the nucleus stain alone.")] = True,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of `genesegnet`; as in segment.")] = Precision.auto,
-    density_sigma_um: Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")] = 1.08,
-    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
-    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    density_sigma_um: DensitySigma = 1.08,
+    contain: Contain = 0.95,
+    intersect: Intersect = 0.05,
     device: Device = "cpu",
 ) -> None:
     """Label tiles by a comparator."""

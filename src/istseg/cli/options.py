@@ -17,6 +17,15 @@ app.add_typer(comparator_app, name="comparator")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
 Device = Annotated[str, typer.Option(help="`cpu` or `cuda`. With `cuda` and no GPU the command fails; it never falls back.")]
+NucleiWeights = Annotated[Optional[Path], typer.Option(help="Cellpose `nuclei` weights.")]
+CytoWeights = Annotated[Optional[Path], typer.Option(help="Cellpose `cyto3` weights.")]
+Checksum = Annotated[Optional[str], typer.Option(help="Their checksum.")]
+CellDiameter = Annotated[float, typer.Option(min=1, max=100)]
+NucleusDiameter = Annotated[float, typer.Option(min=1, max=50)]
+MinArea = Annotated[float, typer.Option(min=0)]
+DensitySigma = Annotated[float, typer.Option(min=0.1, help="Kernel of the RNA density.")]
+Contain = Annotated[float, typer.Option(min=0.5, max=1, help="T_contain")]
+Intersect = Annotated[float, typer.Option(min=0, max=0.5, help="T_intersect")]
 GeneColours = Annotated[
     Optional[Path], typer.Option(exists=True, help="`gene_colours.csv` of `istseg coexpression`: transcripts are drawn in the colours of their genes.")
 ]

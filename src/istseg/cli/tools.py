@@ -7,7 +7,22 @@ from typing import Annotated, Optional
 
 import typer
 
-from istseg.cli.options import Device, Existing, Network, Out, Platform, Precision, PrecisionOption, Seed, app, numbers
+from istseg.cli.options import (
+    Contain,
+    Device,
+    Existing,
+    Intersect,
+    MinArea,
+    Network,
+    NucleusDiameter,
+    Out,
+    Platform,
+    Precision,
+    PrecisionOption,
+    Seed,
+    app,
+    numbers,
+)
 from istseg.grid import DEFAULT_WORKING_UM
 
 
@@ -52,10 +67,10 @@ def stress(
     rna: Annotated[str, typer.Option(help="Shares of the transcripts that are kept; `none`.")] = "0.9,0.8,0.7,0.6,0.5",
     dim: Annotated[str, typer.Option(help="Shares of the membrane stains' light that are left; `none`.")] = "0.5,0.25,0.1",
     blur: Annotated[str, typer.Option(help="Blurs of the membrane stains (sigma, µm); `none`.")] = "0.5,1,2",
-    nucleus_diameter_um: Annotated[float, typer.Option(min=1, max=50)] = 6.5,
-    min_nucleus_area_um2: Annotated[float, typer.Option(min=0)] = 8.0,
-    contain: Annotated[float, typer.Option(min=0.5, max=1)] = 0.95,
-    intersect: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
+    nucleus_diameter_um: NucleusDiameter = 6.5,
+    min_nucleus_area_um2: MinArea = 8.0,
+    contain: Contain = 0.95,
+    intersect: Intersect = 0.05,
     spurious_percentile: Annotated[float, typer.Option(min=0, max=50)] = 5.0,
     working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm.")] = DEFAULT_WORKING_UM,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
