@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import uuid
@@ -16,33 +15,10 @@ import shapely
 import zarr
 
 import result_fixtures as fx
+from export_fixtures import CENTRES, go, prepare
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
-from istseg.stages import assess, assign, export
-
-CENTRES = np.array([[20, 20], [50, 30], [80, 70], [105, 50], [30, 80]], float)
-
-
-def prepare(root, centres, **options):
-    """A sample with its `convert` store, merged, assigned and assessed."""
-    world = fx.make(root, centres, **options)
-    fx.store(world)
-    paths = world.paths
-    assign.run(
-        sample_json=paths["sample"], transcripts=paths["points"], cells=paths["cells"], segmentation="istseg", out=root / "istseg", labels=paths["labels"],
-    )  # fmt: skip
-    assess.run(
-        sample_json=paths["sample"], tiles=paths["tiles"], counts=root / "istseg", cells=paths["cells"], nuclei=paths["nuclei"],
-        thresholds=paths["thresholds"], segmentation="istseg", out=root / "assessed", umap_cells=0, crops=0,
-    )  # fmt: skip
-    return world
-
-
-def go(world, out, *formats):
-    export.run(
-        sample_json=world.paths["sample"], zarr=world.paths["store"], merged=world.paths["merged"], assessed=world.root / "assessed",
-        transcripts=world.root / "istseg" / "transcripts.parquet", out=out, formats=list(formats),
-    )  # fmt: skip
+from istseg.stages import export
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +123,7 @@ def test_vizgen(world, table, tmp_path):
     assert metadata["solidity"].between(0.99, 1.0001).all() and metadata["anisotropy"].between(1, 1.05).all()
     assert (metadata["transcript_count"] == genes.sum(axis=1).to_numpy()).all()
 
-    transcripts = pd.read_csv(folder / "detected_transcripts.csv.gz", dtype={"cell_id": str})
+    transcripts = pd.read_csv(folder / "detected_transcripts.csv", dtype={"cell_id": str})
     assert list(transcripts.columns[1:]) == ["barcode_id", "global_x", "global_y", "global_z", "x", "y", "fov", "gene", "transcript_id", "cell_id"]
     assert sorted(transcripts["transcript_id"]) == sorted(world.points["transcript_id"])
     counted = (
@@ -168,9 +144,9 @@ def test_vizgen(world, table, tmp_path):
 
 def test_the_same_bytes_twice(world, tmp_path):
     for name in ("a", "b"):
-        go(world, tmp_path / name, "geojson", "vizgen")
+        go(world, tmp_path / name, "geojson", "vizgen", "cosmx", "ometiff")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    with gzip.open(tmp_path / "a" / "vizgen" / "detected_transcripts.csv.gz") as stream:
+    with open(tmp_path / "a" / "vizgen" / "detected_transcripts.csv") as stream:
         assert sum(1 for _ in stream) == len(world.points) + 1
 
 
@@ -214,12 +190,12 @@ def test_no_cells_and_no_nuclei(tmp_path):
     from spatialdata import read_zarr
 
     world = prepare(tmp_path, CENTRES[:0], nuclei=[])
-    go(world, tmp_path / "out", "spatialdata", "geojson", "vizgen")
+    go(world, tmp_path / "out", "spatialdata", "geojson", "vizgen", "cosmx", "ometiff")
     sdata = read_zarr(tmp_path / "out" / "s1.zarr")
     assert sdata.tables["table"].n_obs == 0 and "istseg_cells" not in sdata.shapes
     assert json.loads((tmp_path / "out" / "s1.geojson").read_text())["features"] == []
     assert len(gpd.read_parquet(tmp_path / "out" / "vizgen" / "cell_boundaries.parquet")) == 0
-    assert (pd.read_csv(tmp_path / "out" / "vizgen" / "detected_transcripts.csv.gz")["cell_id"] == -1).all()
+    assert (pd.read_csv(tmp_path / "out" / "vizgen" / "detected_transcripts.csv")["cell_id"] == -1).all()
     with pytest.raises(InputError, match="has no cells"):
         go(world, tmp_path / "out", "explorer")
     assert not (tmp_path / "out" / "explorer").exists()

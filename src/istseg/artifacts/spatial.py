@@ -19,13 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
+from istseg.artifacts.shards import CHUNK, ShardedWriter, pyramid
 from istseg.errors import InputError
 
 IMAGE, POINTS, SHAPES = "stains", "transcripts", "vendor_cells"
-CHUNK = 512
-"""Side of a chunk, and height of the strips that `ImageWriter` takes."""
-SHARD_WIDTH = 16 * CHUNK
-"""A shard is one row of chunks of this width: few files, and a strip fills whole shards."""
 SPATIALDATA = "0.7.3"
 _SMALLEST = 512
 """Levels are made until the longer side is at most this, at least two."""
@@ -50,12 +47,8 @@ class ImageWriter:
 
     def __init__(self, root: Path, names: list[str], height: int, width: int, pixel_to_micron: np.ndarray, image: str = IMAGE, dtype: str = "uint16"):
         self._root, self._names, self._affine, self._image = root, names, pixel_to_micron, image
-        self._levels: list[_Level] = []
-        while True:
-            self._levels.append(_Level(root / "images" / image / f"s{len(self._levels)}", (len(names), height, width), dtype))
-            if (len(self._levels) > 1 and max(height, width) <= _SMALLEST) or min(height, width) < 2:
-                break
-            height, width = height // 2, width // 2
+        shapes = enumerate(pyramid(height, width, _SMALLEST))
+        self._levels = [_Level(root / "images" / image / f"s{i}", (len(names), *shape), dtype) for i, shape in shapes]
 
     def write(self, strip: np.ndarray) -> None:
         """Append a strip (c, h, x); every strip but the last one must be `CHUNK` rows high (ValueError)."""
@@ -73,9 +66,9 @@ class ImageWriter:
             rest = level.flush()
             if rest is not None:
                 self._push_half(index, rest)
-        short = [level for level in self._levels if level.y != level.array.shape[1]]
+        short = next((level.array for level in self._levels if level.array.y != level.array.height), None)
         if short:
-            raise ValueError(f"{short[0].y} of {short[0].array.shape[1]} rows were written")
+            raise ValueError(f"{short.y} of {short.height} rows were written")
         _group(self._root / "images" / self._image, self._attributes())
 
     def _push(self, index: int, rows: np.ndarray) -> None:
@@ -89,34 +82,44 @@ class ImageWriter:
                 self._push(index + 1, half)
 
     def _attributes(self) -> dict[str, Any]:
-        a = np.asarray(self._affine, float)
-        affine = [[1.0, 0.0, 0.0, 0.0], [0.0, a[1, 1], a[1, 0], a[1, 2]], [0.0, a[0, 1], a[0, 0], a[0, 2]]]
-        space = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
-        to_micron = {"type": "affine", "affine": affine, "input": {"name": "cyx", "axes": space}, "output": {"name": "global", "axes": space}}
-        scales = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0**i, 2.0**i]}]} for i in range(len(self._levels))]
         axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-        image = {"datasets": scales, "name": f"/images/{self._image}", "axes": axes, "coordinateTransformations": [to_micron]}
+        image = _multiscales(f"/images/{self._image}", axes, len(self._levels), self._affine)
         ome = {"omero": {"channels": [{"label": n} for n in self._names]}, "version": "0.5-dev-spatialdata", "multiscales": [image]}
         return {"ome": ome, "spatialdata_attrs": {"version": "0.3"}}
+
+
+def write_labels(root: Path, name: str, labels: zarr.Array, pixel_to_micron: np.ndarray) -> None:
+    """Write a label image (y, x), copied by rows, as the store's only one; `finish` or spatialdata must write the store's metadata afterwards."""
+    axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    image = _multiscales(name, axes, 1, pixel_to_micron)
+    _group(root / "labels", {"ome": {"labels": [name]}})
+    ome = {"version": "0.5-dev-spatialdata", "multiscales": [image], "image-label": {"version": "0.5"}}
+    _group(root / "labels" / name, {"ome": ome, "spatialdata_attrs": {"version": "0.3"}})
+    writer = ShardedWriter(root / "labels" / name / "s0", labels.shape, str(labels.dtype))
+    step = -(-max(labels.chunks[0], CHUNK) // CHUNK) * CHUNK
+    for y in range(0, labels.shape[0], step):
+        rows = labels[y : y + step]
+        for top in range(0, len(rows), CHUNK):
+            writer.write(rows[top : top + CHUNK])
+
+
+def _multiscales(name: str, axes: list[dict[str, str]], n_levels: int, pixel_to_micron: np.ndarray) -> dict[str, Any]:
+    """NGFF metadata of an image (c, y, x) or (y, x) whose pixels the affine (x, y) maps into the coordinate system `global`."""
+    a = np.asarray(pixel_to_micron, float)
+    affine = [[0.0, a[1, 1], a[1, 0], a[1, 2]], [0.0, a[0, 1], a[0, 0], a[0, 2]]]
+    affine = [[1.0, 0.0, 0.0, 0.0], *affine] if len(axes) == 3 else [row[1:] for row in affine]
+    space = [axis if axis["type"] == "channel" else {**axis, "unit": "micrometer"} for axis in axes]
+    frames = {"input": {"name": "".join(axis["name"] for axis in axes), "axes": space}, "output": {"name": "global", "axes": space}}
+    front = [1.0] * (len(axes) - 2)
+    scales = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": [*front, 2.0**i, 2.0**i]}]} for i in range(n_levels)]
+    return {"datasets": scales, "name": name, "axes": axes, "coordinateTransformations": [{"type": "affine", "affine": affine, **frames}]}
 
 
 class _Level:
     """One level: rows wait until they fill a row of chunks."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str):
-        wide = min(SHARD_WIDTH, -(-shape[2] // CHUNK) * CHUNK)
-        self.array = zarr.create_array(
-            path,
-            shape=shape,
-            dtype=dtype,
-            chunks=(1, CHUNK, CHUNK),
-            shards=(1, CHUNK, wide),
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=np.dtype(dtype).itemsize),
-            fill_value=0,
-            dimension_names=("c", "y", "x"),
-        )
-        self.y = 0
-        self._wide = wide
+        self.array = ShardedWriter(path, shape, dtype)
         self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -130,7 +133,7 @@ class _Level:
             raise ValueError(f"strips must be {CHUNK} rows high and not reach across a row of chunks")
         block = np.concatenate([*self._waiting, rows], axis=1) if self._waiting else rows
         self._waiting = []
-        self._write(block)
+        self.array.write(block)
         return [block]
 
     def flush(self) -> np.ndarray | None:
@@ -139,15 +142,8 @@ class _Level:
             return None
         block = np.concatenate(self._waiting, axis=1)
         self._waiting = []
-        self._write(block)
+        self.array.write(block)
         return block
-
-    def _write(self, block: np.ndarray) -> None:
-        y1 = self.y + block.shape[1]
-        for channel in range(block.shape[0]):
-            for x0 in range(0, block.shape[2], self._wide):
-                self.array[channel, self.y : y1, x0 : x0 + self._wide] = block[channel, :, x0 : x0 + self._wide]
-        self.y = y1
 
 
 def halve(block: np.ndarray) -> np.ndarray:

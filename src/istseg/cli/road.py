@@ -363,7 +363,7 @@ def export(
     assessed: Annotated[Path, typer.Option(**Existing, help="Folder of assess for the segmentation `istseg`.")],
     transcripts: Annotated[Path, typer.Option(**Existing, help="`transcripts.parquet` of assign for the segmentation `istseg`.")],
     out: Out,
-    formats: Annotated[str, typer.Option(help="Separated by `,`: spatialdata, geojson, vizgen, explorer.")] = "spatialdata,geojson,vizgen",
+    formats: Annotated[str, typer.Option(help="Separated by `,`: spatialdata, geojson, vizgen, cosmx, ometiff, explorer.")] = "spatialdata,geojson,vizgen",
 ) -> None:
     """Write the result in the formats of other tools."""
     from istseg.stages import export as stage

@@ -15,6 +15,7 @@ from istseg.artifacts.sample import Sample
 from istseg.errors import InputError
 
 if TYPE_CHECKING:
+    import zarr
     from anndata import AnnData
 
 SEGMENTATION = "istseg"
@@ -82,3 +83,12 @@ class Result:
         """int64 (cells,): a number of each cell: its label, or its place where the segmentation has no labels."""
         labels = self.cells["label"].to_numpy(np.int64)
         return labels if len(labels) and labels.min() > 0 and len(np.unique(labels)) == len(labels) else np.arange(1, len(labels) + 1, dtype=np.int64)
+
+    def label_image(self) -> zarr.Array | None:
+        """The cells as a label image (y, x) int32 at working resolution, with the attribute `micron_to_working`; None where there is none."""
+        import zarr
+
+        if self.labels is None:
+            return None
+        group = zarr.open_group(self.labels, mode="r")
+        return group.get(SEGMENTATION)

@@ -12,8 +12,9 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
+from istseg.artifacts import spatial
 from istseg.artifacts.files import whole
-from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, SEGMENTATION, TABLE_KEY, Result
+from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, TABLE_KEY, Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,13 +29,16 @@ def write(result: Result, path: Path) -> None:
     The files of `convert` are taken over as they are: as hard links where the file system allows it, so that no pixel is decoded or doubled, else as
     copies. Files of metadata are always copied, because adding elements changes them.
     """
+    import anndata
     from spatialdata import read_zarr
 
-    with whole(path) as part:
+    # The matrix of a large sample would be thousands of files.
+    with whole(path) as part, anndata.settings.override(auto_shard_zarr_v3=True):
         _take_over(result.store, part)
         sdata = read_zarr(part)
         for key in add_elements(sdata, result):
             sdata.write_element(key, overwrite=True)
+        _write_labels(result, part)
         sdata.write_consolidated_metadata()
 
 
@@ -52,12 +56,12 @@ def _take_over(source: Path, target: Path) -> None:
 
 
 def add_elements(sdata: SpatialData, result: Result) -> list[str]:
-    """Put our elements into a SpatialData object in memory; gives their keys.
+    """Put our shapes and our table into a SpatialData object in memory; gives their keys.
 
     They take the coordinate systems of the points, which are in µm as well. Without cells there are no shapes and the table annotates nothing.
     """
-    from spatialdata.models import Labels2DModel, ShapesModel
-    from spatialdata.transformations import Affine, Sequence, get_transformation
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
 
     frames = get_transformation(sdata.points[POINTS_KEY], get_all=True)
     added = []
@@ -68,12 +72,6 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
         shapes = gpd.GeoDataFrame(frame[["area_um2"]].to_numpy(), columns=["area_um2"], geometry=frame.geometry.to_list(), index=frame["cell_id"].to_list())
         sdata.shapes[key] = ShapesModel.parse(shapes, transformations=dict(frames))
         added.append(key)
-    labels = _labels(result)
-    if labels is not None:
-        array, micron_to_working = labels
-        to_micron = Affine(np.linalg.inv(micron_to_working), input_axes=("x", "y"), output_axes=("x", "y"))
-        sdata.labels[LABELS_KEY] = Labels2DModel.parse(array, dims=("y", "x"), transformations={k: Sequence([to_micron, t]) for k, t in frames.items()})
-        added.append(LABELS_KEY)
     sdata.tables[TABLE_KEY] = annotating_table(result)
     return [*added, TABLE_KEY]
 
@@ -90,15 +88,7 @@ def annotating_table(result: Result) -> AnnData:
     return TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="cell_id")
 
 
-def _labels(result: Result) -> tuple[object, np.ndarray] | None:
-    """Lazy label image and its frame."""
-    import dask.array as da
-    import zarr
-
-    if result.labels is None:
-        return None
-    group = zarr.open_group(result.labels, mode="r")
-    if SEGMENTATION not in group:
-        return None
-    array = group[SEGMENTATION]
-    return da.from_zarr(array), np.asarray(array.attrs["micron_to_working"], float)
+def _write_labels(result: Result, store: Path) -> None:
+    labels = result.label_image()
+    if labels is not None:
+        spatial.write_labels(store, LABELS_KEY, labels, np.linalg.inv(np.asarray(labels.attrs["micron_to_working"], float)))

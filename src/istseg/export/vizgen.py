@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pc
-import pyarrow.parquet as pq
 import shapely
-from scipy import sparse
 
 from istseg.artifacts.files import whole
-from istseg.artifacts.sample import apply_affine
+from istseg.export import tables
 from istseg.export.result import Result
 
 PLANE_UM = 1.5
 """Distance of the planes of a MERSCOPE."""
-_CHUNK = 2_000
 
 
 def write(result: Result, folder: Path) -> None:
-    """Write `cell_boundaries.parquet`, `cell_by_gene.csv`, `cell_metadata.csv`, `detected_transcripts.csv.gz`.
+    """Write `cell_boundaries.parquet`, `cell_by_gene.csv`, `cell_metadata.csv`, `detected_transcripts.csv`, `images/micron_to_mosaic_pixel_transform.csv`.
 
     `EntityID` is the cell's label; `Name` and `cell_metadata.csv` tell the `cell_id`. As VPT does for a segmentation in 2D, a cell's polygon is repeated
     on every plane on which transcripts were detected.
@@ -33,9 +27,11 @@ def write(result: Result, folder: Path) -> None:
         part.mkdir()
         planes = sorted({round(float(z)) for z in result.sample.transcripts.get("by_plane", {})}) or [0]
         _boundaries(result, planes, part / "cell_boundaries.parquet")
-        _cell_by_gene(result, part / "cell_by_gene.csv")
+        tables.write_counts(result, pd.DataFrame({"cell": result.entity_ids}), part / "cell_by_gene.csv")
         _metadata(result, len(planes), part / "cell_metadata.csv")
-        _transcripts(result, part / "detected_transcripts.csv.gz")
+        _transcripts(result, part / "detected_transcripts.csv")
+        (part / "images").mkdir()
+        np.savetxt(part / "images" / "micron_to_mosaic_pixel_transform.csv", result.sample.affine)
 
 
 def _boundaries(result: Result, planes: list[int], path: Path) -> None:
@@ -58,16 +54,6 @@ def _boundaries(result: Result, planes: list[int], path: Path) -> None:
         geometry="Geometry",
     )
     table.to_parquet(path, index=False)
-
-
-def _cell_by_gene(result: Result, path: Path) -> None:
-    counts = sparse.hstack([result.table.X, result.table.obsm["controls"]], format="csr")
-    names = [*result.table.var_names, *result.controls]
-    ids = result.entity_ids
-    pd.DataFrame(columns=["cell", *names]).to_csv(path, index=False)
-    for start in range(0, len(ids), _CHUNK):
-        rows = counts[start : start + _CHUNK].toarray().astype(np.int64)
-        pd.DataFrame(rows, index=ids[start : start + _CHUNK]).to_csv(path, mode="a", header=False)
 
 
 def _metadata(result: Result, n_planes: int, path: Path) -> None:
@@ -105,33 +91,21 @@ def _anisotropy(polygons: np.ndarray) -> np.ndarray:
 def _transcripts(result: Result, path: Path) -> None:
     """All transcripts with the `EntityID` of their cell, −1 outside; `x`, `y` are pixels of the mosaic, which is one field of view (0)."""
     names = {name: i for i, name in enumerate([*result.sample.genes, *result.sample.controls])}
-    entity = pd.Series(result.entity_ids, index=result.cells["cell_id"].to_numpy(dtype=object))
     done = 0
-    with (
-        open(path, "wb") as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=5, mtime=0, filename="") as stream,
-        pq.ParquetFile(result.transcripts) as stored,
-    ):
-        for group in range(max(stored.num_row_groups, 1)):
-            frame = (stored.read_row_group(group) if stored.num_row_groups else stored.read()).to_pandas()
-            px = apply_affine(result.sample.affine, frame[["x", "y"]].to_numpy())
-            in_cell = frame["cell_id"].notna().to_numpy()
-            cell = np.full(len(frame), -1, np.int64)
-            cell[in_cell] = entity.loc[frame.loc[in_cell, "cell_id"].astype(object)].to_numpy()
-            table = pa.table(
-                {
-                    "": np.arange(done, done + len(frame)),
-                    "barcode_id": frame["gene"].astype(object).map(names).to_numpy(np.int64),
-                    "global_x": frame["x"],
-                    "global_y": frame["y"],
-                    "global_z": frame["z"].to_numpy(np.float64),
-                    "x": px[:, 0],
-                    "y": px[:, 1],
-                    "fov": np.zeros(len(frame), np.int64),
-                    "gene": frame["gene"].astype(str).to_numpy(dtype=object),
-                    "transcript_id": frame["transcript_id"],
-                    "cell_id": cell,
-                }
-            )
-            pc.write_csv(table, stream, pc.WriteOptions(include_header=group == 0))
+    with open(path, "wb") as stream:
+        for i, (frame, px, cell) in enumerate(tables.transcripts(result, result.entity_ids, outside=-1)):
+            columns = {
+                "": np.arange(done, done + len(frame)),
+                "barcode_id": frame["gene"].astype(object).map(names).to_numpy(np.int64),
+                "global_x": frame["x"],
+                "global_y": frame["y"],
+                "global_z": frame["z"].to_numpy(np.float64),
+                "x": px[:, 0],
+                "y": px[:, 1],
+                "fov": np.zeros(len(frame), np.int64),
+                "gene": frame["gene"].astype(str).to_numpy(dtype=object),
+                "transcript_id": frame["transcript_id"],
+                "cell_id": cell,
+            }
+            tables.append(stream, columns, header=i == 0)
             done += len(frame)

@@ -1,7 +1,7 @@
 """Stage `export`: the result in the formats of other tools.
 
 In: the sample's store, the merged cells and nuclei, the assessed counts, the assigned transcripts.
-Out: `<sample>.zarr` (spatialdata), `<sample>.geojson`, `vizgen/`, `explorer/`, as asked for.
+Out: `<sample>.zarr` (spatialdata), `<sample>.geojson`, `vizgen/`, `cosmx/`, `<sample>.labels.ome.tif`, `explorer/`, as asked for.
 """
 
 from __future__ import annotations
@@ -34,13 +34,32 @@ def _vizgen(result: Result, out: Path) -> None:
     vizgen.write(result, out / "vizgen")
 
 
+def _cosmx(result: Result, out: Path) -> None:
+    from istseg.export import cosmx
+
+    cosmx.write(result, out / "cosmx")
+
+
+def _ometiff(result: Result, out: Path) -> None:
+    from istseg.export import ometiff
+
+    ometiff.write(result, out / f"{result.sample.sample}.labels.ome.tif")
+
+
 def _explorer(result: Result, out: Path) -> None:
     from istseg.export import explorer
 
     explorer.write(result, out / "explorer")
 
 
-FORMATS: dict[str, Callable[[Result, Path], None]] = {"spatialdata": _spatialdata, "geojson": _geojson, "vizgen": _vizgen, "explorer": _explorer}
+FORMATS: dict[str, Callable[[Result, Path], None]] = {
+    "spatialdata": _spatialdata,
+    "geojson": _geojson,
+    "vizgen": _vizgen,
+    "cosmx": _cosmx,
+    "ometiff": _ometiff,
+    "explorer": _explorer,
+}
 
 
 def run(sample_json: Path, zarr: Path, merged: Path, assessed: Path, transcripts: Path, out: Path, formats: list[str]) -> None:
