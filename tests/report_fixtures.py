@@ -105,6 +105,15 @@ def write_tiles(folder: Path, sample: Sample, n: int = 40, skipped: int = 9) -> 
         tiles=[{"tile_id": f"t{i}", "core": [0, 0, 9, 9], "region": [0, 0, 9, 9], "n_windows": 60, "n_transcripts": 5000} for i in range(n)],
         skipped=[{"tile_id": f"e{i}", "core": [0, 0, 9, 9], "reason": "no tissue"} for i in range(skipped)],
         tissue_fraction=0.63,
+        stains=[
+            {
+                "name": s.name,
+                "focus": {"blur_um": 0.61 + 0.1 * k, "out_of_focus": 0.03 * k, "n_squares": 900},
+                "seams": {"step": 0.14, "beside": 0.12, "excess": 0.072, "border_um": 9000.0} if k else None,
+            }
+            for k, s in enumerate(sample.stains)
+            if s.role != "other"
+        ],
     ).write(folder / sample.sample / "tile" / "tiles" / "tiles.json")
 
 

@@ -121,6 +121,28 @@ def test_few_cells_at_borders_say_nothing(tmp_path):
     assert results["seam_area"]["note"] == "only 12 cells at borders, 50 are needed"
 
 
+def test_the_worst_stain_is_judged(tmp_path):
+    made.write_tiles(tmp_path, made.write_sample(tmp_path, "s"))
+    made.write_metrics(tmp_path, "s", "istseg", n_cells=300, n_umap=0, pictures=False)
+    path = tmp_path / "s" / "tile" / "tiles" / "tiles.json"
+    record = json.loads(path.read_text())
+
+    def judged(*stains):
+        record["stains"] = [
+            {"name": name, "focus": {"blur_um": 1.4, "out_of_focus": share, "n_squares": n}, "seams": excess and {"excess": excess, "border_um": length}}
+            for name, share, n, excess, length in stains
+        ]
+        path.write_text(json.dumps(record))
+        found = summarise(collect(made.write_run(tmp_path, ["s"]), tmp_path), checks.limits())["samples"][0]["checks"]
+        return [(c["verdict"], c["value"], c["note"]) for c in found if c["name"] in ("focus", "stain_seams")]
+
+    assert judged(("DAPI", 0.3, 90, 0.1, 900), ("Ring", 0.1, 90, 0.9, 900)) == [("look", 0.3, "DAPI, edge blur 1.4 µm"), ("fail", 0.9, "Ring")]
+    assert judged(("DAPI", 0.2, 90, 0.1, 900), ("Ring", 1.0, 3, 0.9, 90)) == [("pass", 0.2, "DAPI, edge blur 1.4 µm"), ("pass", 0.1, "DAPI")]
+    focus, seams = judged(("DAPI", None, 0, None, 0))
+    assert focus[0] == seams[0] == "not measured"
+    assert "no stain shows something" in focus[2] and "less than 400 µm" in seams[2]
+
+
 def all_figures(collection, report):
     metrics = {n: a.metrics for n, a in collection.samples[0].assessed.items()}
     thresholds = report["samples"][0]["thresholds"]

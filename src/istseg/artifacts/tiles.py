@@ -174,6 +174,8 @@ class TileIndex:
         Size of a working pixel in µm.
     tissue_fraction
         Share of the mosaic's area that holds tissue.
+    stains
+        Focus and seams of each stain of the tiles (`qc.stains.measure`).
     """
 
     sample: str
@@ -184,6 +186,7 @@ class TileIndex:
     tiles: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     tissue_fraction: float
+    stains: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
 
     @property

@@ -21,6 +21,10 @@ _FLAT_GREY, _FLAT_SHARE = 5.0, 0.10
 _SEAM_CELLS = 50
 """Fewer cells at borders than this say nothing: chance alone moves the ratio by more than the limit."""
 
+_FOCUS_SQUARES = 4
+_BORDER_UM = 400.0
+"""Fewer squares, or shorter borders between fields, say little of a stain."""
+
 Value = tuple[float | None, str]
 """The number, or None and the reason why there is none."""
 
@@ -157,6 +161,28 @@ def _flat(found: Found, derived: dict[str, Any]) -> Value:
     return len(flat), ", ".join(flat)
 
 
+def _worst_stain(found: Found, figures: list[tuple[str, float]], why: str) -> Value:
+    """The largest of the figures by stain."""
+    if found.tiles is None:
+        return None, "not tiled"
+    if not figures:
+        return None, why
+    name, value = max(figures, key=lambda f: f[1])
+    return value, name
+
+
+def _focus(found: Found, derived: dict[str, Any]) -> Value:
+    measured = [(s["name"], s["focus"]) for s in found.tiles.stains] if found.tiles else []
+    known = [(f"{name}, edge blur {f['blur_um']:.2g} µm", f["out_of_focus"]) for name, f in measured if f["n_squares"] >= _FOCUS_SQUARES]
+    return _worst_stain(found, known, f"no stain shows something in {_FOCUS_SQUARES} squares of tissue")
+
+
+def _stain_seams(found: Found, derived: dict[str, Any]) -> Value:
+    measured = [(s["name"], s["seams"]) for s in found.tiles.stains] if found.tiles else []
+    known = [(name, f["excess"]) for name, f in measured if f and f["excess"] is not None and f["border_um"] >= _BORDER_UM]
+    return _worst_stain(found, known, f"less than {_BORDER_UM:g} µm of stained border between fields of view")
+
+
 def _seam(key: str) -> Callable[[Found, dict[str, Any]], Value]:
     def value(found: Found, derived: dict[str, Any]) -> Value:
         if MAIN not in found.assessed:
@@ -177,6 +203,8 @@ _VALUES: dict[str, Callable[[Found, dict[str, Any]], Value]] = {
     "control_rate": _derived("control_rate", "no control probes"),
     "saturation": _saturation,
     "flat_stains": _flat,
+    "focus": _focus,
+    "stain_seams": _stain_seams,
     "nuclei": _main(lambda m: m.nuclei["total"]),
     "background_threshold": lambda f, d: (f.thresholds.background_density, "") if f.thresholds else (None, "not calibrated"),
     "spurious_threshold": lambda f, d: (f.thresholds.spurious_count, "") if f.thresholds else (None, "not calibrated"),

@@ -32,6 +32,7 @@ _DECISION_TITLES = {
     "label_offset_um": "Offset of the labels from the nuclei, µm",
     "cells_without_nucleus": "Cells without nucleus",
 }
+_NONE = Markup('<span class="none" title="not measured">–</span>')
 _BRIEF = 160
 """Longest text of a detail of the input; longer ones are in report.json only."""
 _HISTOGRAMS = (("n_transcripts", "Transcripts per cell", ""), ("n_genes", "Genes per cell", ""), ("area_um2", "Cell area", "µm²"))
@@ -127,6 +128,8 @@ def _view(i: int, found: Found, record: dict[str, Any], keep: Any, cap: int, bud
         "agreement": tables.agreement(i, record),
         "maps": [],
         "agreement_maps": [],
+        # Stain → place of its focus and seams in `report.json`.
+        "stains": {s["name"]: ["samples", i, "tiles", "stains", k] for k, s in enumerate(found.tiles.stains if found.tiles else [])},
     }
     if found.regions:
         regions, folder = found.regions
@@ -226,11 +229,11 @@ def _environment(report: dict[str, Any]) -> Environment:
         for step in path:
             value = value.get(step) if isinstance(value, dict) else value[step]
             if value is None:
-                return Markup('<span class="none" title="not measured">–</span>')
+                return _NONE
         pointer = "/" + "/".join(str(s).replace("~", "~0").replace("/", "~1") for s in path)
         return Markup('<data value="{}" data-at="{}">{}</data>').format(json.dumps(value), pointer, show(value, kind))
 
-    environment.globals.update(number=number, limit_text=limit_text, rules_of=figures.rules_of)
+    environment.globals.update(number=number, none_shown=_NONE, limit_text=limit_text, rules_of=figures.rules_of)
     environment.filters["as_text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
     environment.filters["brief"] = brief
     environment.filters["ticks"] = ticks

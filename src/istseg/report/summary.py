@@ -220,6 +220,7 @@ def _tiles(found: Found) -> dict[str, Any] | None:
         "tissue_fraction": found.tiles.tissue_fraction,
         "working_um": found.tiles.working_um,
         "windows_per_side": found.tiles.windows_per_side,
+        "stains": found.tiles.stains,
     }
 
 

@@ -24,6 +24,7 @@ from istseg.converted import Points, StainImage
 from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid, tile_id
 from istseg.progress import track
+from istseg.qc.stains import measure
 from istseg.resample import working_image, working_size
 from istseg.tissue import TissueGrid, find_tissue, stained_squares
 
@@ -63,7 +64,7 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
             f"or lower tissue_transcripts (--min-transcripts of `istseg tile`)."
         )
     to_working = np.diag([1 / factor, 1 / factor, 1.0]) @ sample.affine
-    index = TileIndex(sample.sample, grid.as_dict(), n, working_um, to_working.tolist(), [], [], tissue.fraction)
+    index = TileIndex(sample.sample, grid.as_dict(), n, working_um, to_working.tolist(), [], [], tissue.fraction, measure(image, sample, tissue))
     cutter = _Cutter(sample, image, points, grid, n, tissue, genes, factor, to_working)
     with whole(Path(out) / "tiles") as part:
         part.mkdir()
