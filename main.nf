@@ -5,7 +5,7 @@
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
 include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
-include { closing_words ; failures_of ; run_record } from './workflows/summary'
+include { closing_words ; failures_of ; run_record ; tasks_of } from './workflows/summary'
 
 workflow {
     main:
@@ -74,7 +74,7 @@ workflow {
         REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), limits)
 
         workflow.onComplete = {
-            println("\n${closing_words(workflow, params.outdir, failures_of(trace))}")
+            println("\n${closing_words(workflow, params.outdir, failures_of(tasks_of(trace)))}")
         }
     }
 }

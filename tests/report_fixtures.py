@@ -19,6 +19,7 @@ from istseg.artifacts.tiles import TileIndex
 from istseg.grid import WindowGrid
 
 FLAG_INK = {"consistent": (0, 158, 115), "no_nucleus": (86, 180, 233), "inconsistent": (230, 159, 0), "spurious": (213, 94, 0)}
+IMAGES = (f"registry.example/istseg-core@sha256:{'ab' * 32}", "registry.example/istseg-cellpose:0.1.0")
 SHARES = {"istseg": (0.74, 0.16, 0.07, 0.03), "teacher": (0.55, 0.2, 0.15, 0.1), "vendor": (0.6, 0.24, 0.11, 0.05)}
 
 
@@ -45,8 +46,18 @@ def write_run(folder: Path, names: list[str], platforms: tuple[str, ...] = ("mer
             "changed": ["teacher", "finetune", "cell_diameter_um"],
             "defaults": {"teacher": "watershed", "finetune": "none", "cell_diameter_um": 6.5},
             "resources": [
-                {"stage": stage, "tasks": 3, "seconds": 40.5 * k, "longest_seconds": 20.25 * k, "cpu_hours": 0.0225 * k, "peak_memory_bytes": 700_000_000 * k}
-                for k, stage in enumerate(("convert", "segment", "comparator_tiles"), 1)
+                {
+                    "stage": stage,
+                    "tasks": 3,
+                    "seconds": 40.5 * k,
+                    "longest_seconds": 20.25 * k,
+                    "cpu_hours": 0.0225 * k,
+                    "gpu_hours": 0.02 * (stage != "convert"),
+                    "memory_gb_hours": 0.1 * k,
+                    "peak_memory_bytes": 700_000_000 * k,
+                    "containers": [image],
+                }
+                for k, (stage, image) in enumerate((("convert", IMAGES[0]), ("segment", IMAGES[0]), ("comparator_tiles", IMAGES[1])), 1)
             ],
             "container_engine": "apptainer",
             "versions": {"python": "3.11.2", "torch": "2.15.0", "cellpose": "3.1.1.3", "spatialdata": "0.7.3"},

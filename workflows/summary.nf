@@ -3,32 +3,45 @@
  */
 include { default_of ; rules_of } from './checks'
 
-// Rows of the trace as maps.
+// Rows of the trace as maps; none without a trace.
 def tasks_of(trace) {
+    if (!trace.exists()) {
+        return []
+    }
     def lines = trace.readLines().collect { line -> line.split('\t', -1) as List }
     return lines.tail().collect { values -> [lines[0], values].transpose().collectEntries { pair -> pair } }
 }
 
-// What each stage took: `stage`, `tasks`, `seconds` and `cpu_hours` (as many CPUs as it asked for) of all its tasks, `longest_seconds`, `peak_memory_bytes`; in the order of their start.
-def resources_of(trace) {
-    if (!trace.exists()) {
-        return []
-    }
-    def tasks = tasks_of(trace).findAll { task -> task.status in ['COMPLETED', 'CACHED', 'FAILED'] && task.realtime != '-' }
-    return tasks.groupBy { task -> task.process.tokenize(':').last().toLowerCase() }.collect { stage, mine ->
+// Processes that have a GPU for themselves where there is one: those of the label process_gpu, which the trace does not tell.
+def gpu_processes() {
+    return ['PREFLIGHT', 'TEACH', 'TRAIN', 'SEGMENT', 'COMPARATOR_TILES']
+}
+
+// What each stage took: `stage`, `tasks`, `seconds` of all its tasks, `longest_seconds`, `peak_memory_bytes`; `cpu_hours`, `gpu_hours`, `memory_gb_hours`: what it asked for, times seconds;
+// `containers`: names of its images, none where programs are those of the machine. In the order of their start.
+def resources_of(tasks, gpu, containers) {
+    def done = tasks.findAll { task -> task.status in ['COMPLETED', 'CACHED', 'FAILED'] && task.realtime != '-' }
+    return done.groupBy { task -> task.process.tokenize(':').last().toLowerCase() }.collect { stage, mine ->
         def seconds = mine.collect { task -> nextflow.util.Duration.of(task.realtime).toMillis() / 1000 }
         def memory = mine.findAll { task -> !(task.peak_rss in ['-', '0']) }.collect { task -> nextflow.util.MemoryUnit.of(task.peak_rss).toBytes() }
         def cpu = [seconds, mine].transpose().collect { time, task -> time * (task.cpus as int) / 3600 }
-        [stage: stage, tasks: mine.size(), seconds: seconds.sum(), longest_seconds: seconds.max(), cpu_hours: cpu.sum(), peak_memory_bytes: memory ? memory.max() : null]
+        def asked = [seconds, mine].transpose().findAll { time, task -> task.memory != '-' }.collect { time, task -> time * nextflow.util.MemoryUnit.of(task.memory).toBytes() / 1e9 / 3600 }
+        [
+            stage: stage,
+            tasks: mine.size(),
+            seconds: seconds.sum(),
+            longest_seconds: seconds.max(),
+            cpu_hours: cpu.sum(),
+            gpu_hours: gpu && stage.toUpperCase() in gpu_processes() ? seconds.sum() / 3600 : 0,
+            memory_gb_hours: asked ? asked.sum() : null,
+            peak_memory_bytes: memory ? memory.max() : null,
+            containers: containers ? mine.collect { task -> task.container }.findAll { name -> name && name != '-' }.unique().sort() : [],
+        ]
     }
 }
 
 // Tasks that failed for good: `sample`, `stage`, `segmentation`, `message`, `workdir`, `exit`. A task that succeeded on a later attempt is none.
-def failures_of(trace) {
-    if (!trace.exists()) {
-        return []
-    }
-    def tasks = tasks_of(trace)
+def failures_of(tasks) {
     def done = tasks.findAll { task -> task.status in ['COMPLETED', 'CACHED'] }.collect { task -> task.name } as Set
     def last = tasks.findAll { task -> task.status == 'FAILED' && !(task.name in done) }.groupBy { task -> task.name }.values().collect { attempts -> attempts.max { task -> task.attempt as int } }
     return last.collect { task ->
@@ -57,6 +70,7 @@ def message_of(task) {
 }
 
 def run_record(samples, settings, schema, versions, trace) {
+    def tasks = tasks_of(trace)
     def defaults = rules_of(schema).collectEntries { name, rule -> [name, default_of(rule)] }
     return groovy.json.JsonOutput.prettyPrint(
         groovy.json.JsonOutput.toJson(
@@ -72,8 +86,8 @@ def run_record(samples, settings, schema, versions, trace) {
                 changed: settings.findAll { name, value -> value != defaults[name] && value.toString() != defaults[name].toString() }.keySet() as List,
                 versions: versions.collectEntries { process, tool, version -> [tool, version] } + [nextflow: workflow.nextflow.version.toString()],
                 defaults: defaults.findAll { name, value -> value != null },
-                failures: failures_of(trace).collect { failure -> failure.subMap('sample', 'stage', 'message') + (failure.segmentation ? [segmentation: failure.segmentation] : [:]) },
-                resources: resources_of(trace),
+                failures: failures_of(tasks).collect { failure -> failure.subMap('sample', 'stage', 'message') + (failure.segmentation ? [segmentation: failure.segmentation] : [:]) },
+                resources: resources_of(tasks, settings.gpu, workflow.containerEngine),
                 container_engine: workflow.containerEngine,
             ]
         )

@@ -226,6 +226,12 @@ def test_every_module_is_complete():
         assert yaml.safe_load((ROOT / "modules" / stage / "meta.yml").read_text())["name"] == stage
 
 
+def test_processes_with_a_gpu_are_those_of_the_label():
+    told = re.search(r"def gpu_processes\(\) \{\s*return \[(.*?)\]", (ROOT / "workflows" / "summary.nf").read_text())[1]
+    labelled = {re.search(r"^process (\w+)", text, re.M)[1] for path in ROOT.glob("modules/*/main.nf") if "label 'process_gpu'" in (text := path.read_text())}
+    assert set(re.findall(r"'(\w+)'", told)) == labelled
+
+
 def test_parameter_tables_of_the_docs_are_those_of_the_schema():
     done = subprocess.run([sys.executable, ROOT / "bin" / "docs_params", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

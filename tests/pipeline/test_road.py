@@ -60,6 +60,8 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     assert {"convert", "segment", "assess"} <= set(resources)
     assert resources["segment"]["tasks"] == 4
     assert all(0 <= row["longest_seconds"] <= row["seconds"] for row in record.resources)
+    # Images are named in the configuration, but no engine runs them.
+    assert all(row["containers"] == [] and row["gpu_hours"] == 0 and row["memory_gb_hours"] >= 0 for row in record.resources)
     assert "Done after" in run.text
     if parser == "v1":
         done = tasks(run)

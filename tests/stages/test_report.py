@@ -198,6 +198,31 @@ def test_training_is_shown(whole):
     assert validation["x"][0] == 0
 
 
+def test_containers_and_costs(whole):
+    _, record, page, _ = whole
+    core, other = record["images"]
+    if core["digest"] is None:
+        core, other = other, core
+    assert core["digest"] == f"sha256:{'ab' * 32}" and core["stages"] == ["convert", "segment"]
+    assert core["digest"] in page.text and "the tag may have moved" in page.text
+    assert other == {"image": made.IMAGES[1], "digest": None, "stages": ["comparator_tiles"]}
+    cpu = record["costs"]["cpu_hours"]
+    assert cpu["total"] == pytest.approx(0.0225 * 6)
+    assert [d["stage"] for d in cpu["drivers"]] == ["comparator_tiles", "segment", "convert"]
+    assert sum(d["share"] for d in cpu["drivers"]) == pytest.approx(1)
+    assert [d["stage"] for d in record["costs"]["gpu_hours"]["drivers"]] == ["segment", "comparator_tiles"]
+    assert "/costs/memory_gb_hours/drivers/0/share" in dict(page.numbers)
+
+
+def test_without_containers_the_page_says_so(tmp_path):
+    made.write_whole(tmp_path / "results", "s", segmentations=("istseg",), n_cells=300, n_umap=0, pictures=False)
+    rows = [{"stage": "convert", "tasks": 1, "seconds": 3.0, "longest_seconds": 3.0, "cpu_hours": 0.001, "gpu_hours": 0, "memory_gb_hours": None,
+             "peak_memory_bytes": None, "containers": []}]  # fmt: skip
+    record, page = write(tmp_path, made.write_run(tmp_path, ["s"], container_engine=None, resources=rows))
+    assert record["images"] == [] and list(record["costs"]) == ["cpu_hours"]
+    assert "no container: programs of the machine" in page.text and "GPU hours" not in page.text
+
+
 def test_curation_is_summed_over_tasks(whole):
     folder, record, _, _ = whole
     parts = [json.loads(p.read_text()) for p in (folder / "results" / "brain" / "curate").glob("*/curation.json")]

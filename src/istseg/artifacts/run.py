@@ -28,7 +28,9 @@ class Run:
         `{"sample", "stage", "message"}` of the tasks that failed for good, where the workflow knows them; with `segmentation` where a task worked for one
         segmentation only.
     resources
-        `{"stage", "tasks", "seconds", "longest_seconds", "cpu_hours", "peak_memory_bytes"}` of each stage before the report; from Nextflow's trace.
+        `{"stage", "tasks", "seconds", "longest_seconds", "cpu_hours", "gpu_hours", "memory_gb_hours", "peak_memory_bytes",
+        "containers"}` of each stage before the report; from Nextflow's trace.
+        Hours are those that were asked for: CPUs, GPUs, GB (10⁹ bytes) × time. `containers`: names of the images.
     container_engine
         None where programs were taken from the machine itself.
     """

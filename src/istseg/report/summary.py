@@ -7,10 +7,13 @@ from typing import Any
 
 from istseg import __version__
 from istseg.artifacts.metrics import Metrics
+from istseg.artifacts.run import Run
 from istseg.report import checks
 from istseg.report.collect import MAIN, Collection, Found, Training
 
 FORMAT = 1
+_DRIVERS, _SMALL_DRIVER = 3, 0.05
+"""So many stages at most are named as what costs, and none with a smaller share."""
 
 STAGES = {
     "preflight": "Preflight names the file and what to do: correct the samplesheet or the raw folder.",
@@ -38,7 +41,7 @@ def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) ->
     Returns
     -------
     `format`, `istseg`, `run`, `verdict` (`verdict`, `n_samples`, `n_pass`, `n_look`, `n_fail`), `checks` (definitions),
-    `samples`, `models`, `trainings`, `foreign`.
+    `samples`, `models`, `costs`, `images`, `trainings`, `foreign`.
     """
     samples = [_sample(f, collection, definitions) for f in collection.samples]
     verdicts = [s["verdict"] for s in samples]
@@ -54,6 +57,8 @@ def summarise(collection: Collection, definitions: dict[str, dict[str, Any]]) ->
         "checks": definitions,
         "samples": samples,
         "models": _models(collection.samples),
+        "costs": _costs(collection.run),
+        "images": _images(collection.run),
         "trainings": [_training(t) for t in collection.trainings],
         "foreign": collection.foreign,
     }
@@ -144,6 +149,28 @@ def _models(samples: list[Found]) -> list[dict[str, Any]]:
         if method.get("model"):
             used.setdefault((method["model"], method.get("model_sha256") or ""), []).append(found.name)
     return [{"name": name, "sha256": sha256, "samples": names} for (name, sha256), names in used.items()]
+
+
+def _costs(run: Run) -> dict[str, dict[str, Any]]:
+    """Of `cpu_hours`, `gpu_hours` and `memory_gb_hours`, those that are used: `total`, and `drivers`: the stages that took most of it with their `share`."""
+    costs = {}
+    for key in ("cpu_hours", "gpu_hours", "memory_gb_hours"):
+        hours = {r["stage"]: r.get(key) or 0.0 for r in run.resources}
+        total = sum(hours.values())
+        largest = sorted(hours, key=lambda stage: -hours[stage])[:_DRIVERS]
+        if total:
+            costs[key] = {"total": total, "drivers": [{"stage": s, "share": hours[s] / total} for s in largest if hours[s] / total >= _SMALL_DRIVER]}
+    return costs
+
+
+def _images(run: Run) -> list[dict[str, Any]]:
+    """Container images with the stages that ran in them: `{"image", "digest", "stages"}`; `digest` None where the name holds none."""
+    stages: dict[str, list[str]] = {}
+    for resource in run.resources:
+        for name in resource.get("containers", []):
+            stages.setdefault(name, []).append(resource["stage"])
+    parts = {name: name.partition("@") for name in sorted(stages)}
+    return [{"image": image, "digest": digest or None, "stages": stages[name]} for name, (image, _, digest) in parts.items()]
 
 
 def _regions(found: Found) -> list[dict[str, Any]]:
