@@ -9,7 +9,7 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup comparators demo test quick test-slurm lint docs lock clean
+.PHONY: help setup comparators demo test quick fuzz test-slurm lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ test: setup ## all tests, with the real Nextflow
 
 quick: setup ## the fast tests
 	@$(PYTEST) -n 2 -q -m "not slow and not pipeline" tests/unit tests/stages
+
+fuzz: setup ## 20,000 broken samplesheets, raw folders and lists: only clear errors (two minutes)
+	@PYTHONPATH=tests .venv/bin/python tests/faults/fuzz.py --inputs 20000
 
 test-slurm: setup ## the demo on a real one-node SLURM (root; Debian packages slurm-wlm and munge)
 	@ISTSEG_TEST_SLURM=1 $(PYTEST) -q tests/pipeline/slurm

@@ -51,7 +51,11 @@ def read(path: Path, problems: list[str]) -> list[Row]:
     if "\0" in text:
         problems.append(f"{path}: is not text in UTF-8; save it as `CSV UTF-8`.")
         return []
-    lines = [(number, cells) for number, cells in _cells(text) if any(cells)]
+    try:
+        lines = [(number, cells) for number, cells in _cells(text) if any(cells)]
+    except csv.Error as error:
+        problems.append(f"{path}: cannot be read as CSV ({error}). Is a double quote not closed?")
+        return []
     if not lines:
         problems.append(f"{path}: is empty; it needs the header {','.join(REQUIRED)} and one line per sample.")
         return []

@@ -206,7 +206,7 @@ def _from_geojson(path: Path, unit: str, frame: Frame) -> Annotations:
         raise InputError(f"{path}: annotations_unit is {unit!r}; it should be px or um.")
     try:
         raw = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not valid GeoJSON ({error}). Was it cut off? Export it again.") from None
     wrong: dict[str, list[int]] = {}
     ids, shapes, is_region = [], [], []
@@ -246,7 +246,7 @@ def _list_of(raw: Any, path: Path) -> list[Any]:
     """Features or geometries of whatever GeoJSON's writers put at the top."""
     if isinstance(raw, list):
         return raw
-    kind = raw.get("type") if isinstance(raw, dict) else None
+    kind = str(raw.get("type")) if isinstance(raw, dict) else ""
     inside = {"FeatureCollection": "features", "GeometryCollection": "geometries"}.get(kind)
     if inside:
         if not isinstance(raw.get(inside), list):
@@ -283,7 +283,7 @@ def _polygon(geometry: Any) -> shapely.Geometry:
 def _ring(points: Any) -> np.ndarray:
     try:
         ring = np.array([p[:2] for p in points], float)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         raise ValueError("the coordinates are no list of points") from None
     if ring.ndim != 2 or ring.shape[1:] != (2,) or not np.isfinite(ring).all():
         raise ValueError("the coordinates are no list of points")

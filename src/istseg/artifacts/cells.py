@@ -64,7 +64,7 @@ def read(path: str | Path, geometry: bool = True, within: Sequence[tuple[float, 
         cells = gpd.read_parquet(path, **boxes) if geometry else pd.read_parquet(path, columns=wanted, **boxes)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LookupError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as GeoParquet ({error}).") from None
     missing = set(CELL_COLUMNS if geometry else wanted) - set(cells.columns)
     if missing:

@@ -55,7 +55,7 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should be {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); it should be {what}. Was it cut off? Run the stage that makes it again.") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Options:
     ) -> Options:
         """Read options as people write them; what is wrong is appended to `problems`, each starting with `where`."""
         planes = (z_planes or "focus").strip().lower()
-        if planes not in ("focus", "all") and not re.fullmatch(r"\d+(-\d+)?", planes):
+        if planes not in ("focus", "all") and not re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?", planes):
             problems.append(f"{where}z_planes {z_planes!r}: write `focus`, `all`, one plane such as `3`, or a range such as `1-5`.")
             planes = "focus"
         if "-" in planes and int(planes.split("-")[0]) > int(planes.split("-")[1]):
@@ -96,7 +97,7 @@ def _fov_list(text: str | None, where: str, problems: list[str]) -> frozenset[in
         return None
     fovs: set[int] = set()
     for part in parts:
-        match = re.fullmatch(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", part)
+        match = re.fullmatch(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             problems.append(f"{where}fovs {text!r}: {part!r} is not a field of view or a range; write for example `1-20;33`.")
             continue
@@ -214,6 +215,27 @@ class RawSample(abc.ABC):
     @abc.abstractmethod
     def vendor_cells(self, wanted_plane: int | None) -> tuple[list[str], list[Any], dict[str, int]]:
         """Ids, valid shapely polygons in µm, and counts of what was left out and why. Empty without vendor cells."""
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Pipes, sockets and devices have no place in a raw folder: opening one would wait for ever.
+
+    Raises
+    ------
+    InputError
+        Naming the first one.
+    OSError
+        If a folder cannot be listed.
+    """
+    pending = [str(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                # `exists` is false for a link that leads nowhere: whoever reads it tells so. Plain files need no call of the system.
+                elif not entry.is_file(follow_symlinks=False) and os.path.exists(entry.path) and not entry.is_file() and not entry.is_dir():
+                    raise InputError(f"{entry.path}: is a pipe, socket or device, not a file. Take it out of the raw folder.")
 
 
 def assign_roles(

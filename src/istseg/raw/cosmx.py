@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from istseg.errors import InputError
 from istseg.raw import cosmx_cells, cosmx_files, cosmx_geometry, cosmx_orientation, tables, tiffs
 from istseg.raw import cosmx_images as images
-from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles
+from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files
 
 NUCLEUS = r"dapi|dna|hoechst|nuclei|u"
 MEMBRANE = r"membrane.*|cd298.*|b2m.*|.*/b2m|pan-?ck.*|cytokeratin.*|cd45.*|cd3|cd68|cd8|cd20|18s.*|rrna.*|gfap|cd44|cd14|cd31|cd56"
@@ -36,6 +36,7 @@ class CosmxSample(RawSample):
         problems: list[str] = []
         self._warnings: list[str] = []
         self.layout = layout = cosmx_files.find_layout(self.root, problems, self._warnings)
+        refuse_special_files(self.root)
         if self.options.z_planes not in ("focus", "all", "0"):
             self._warnings.append(f"z_planes {self.options.z_planes} is not used: CosMx images have one plane.")
         self._columns = self._transcript_columns(problems)
@@ -61,6 +62,11 @@ class CosmxSample(RawSample):
         if problems:
             raise InputError(problems)
         self.placement = cosmx_geometry.place(offsets[0], offsets[1], signs, flip, frame, image, set(self._fovs))
+        if max(self.placement.height_px, self.placement.width_px) > tiffs.MAX_SIDE_PX:
+            raise InputError(
+                f"{layout.positions}: the fields of view span {self.placement.height_px:,} x {self.placement.width_px:,} pixels, which no slide has: "
+                "a position is wrong. Export the table again, or choose the fields of view with fovs."
+            )
         self._image = image
         pixel = table_um / self.placement.scale
         self.facts = Facts(
@@ -82,6 +88,7 @@ class CosmxSample(RawSample):
                 "pixel_size_from": source,
             },
         )
+        self.facts.warnings += tables.line_end_warnings(self.facts.tables)
         self._order = [names.index(c.name) for c in self.facts.channels]
         if self.facts.cells_from is None:
             self._warnings.append("There are no vendor cells (CellLabels or polygons): no comparison with the vendor's segmentation.")
@@ -141,8 +148,10 @@ class CosmxSample(RawSample):
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
                 shape = images.inspect_picture(path, problems)
             else:
-                self._pages[fov] = tiffs.inspect(path, problems)
-                shape = self._pages[fov][0].shape if self._pages[fov] else None
+                self._pages[fov] = pages = tiffs.inspect(path, problems)
+                shape = pages[0].shape if pages else None
+                if len({(page.shape, page.dtype) for page in pages}) > 1:
+                    problems.append(f"{path}: its pages differ in size or type of the pixels. Export the image again.")
             if shape:
                 shapes.setdefault(shape, []).append(fov)
         if not shapes:
@@ -159,6 +168,8 @@ class CosmxSample(RawSample):
             return None, []
         first = next(p for p in self._pages.values() if p)
         self._dtype = first[0].dtype
+        if len({p[0].dtype for p in self._pages.values() if p}) > 1:
+            problems.append(f"{self.root}: the images of the fields of view differ in the type of their pixels (uint8 and uint16). Export them again.")
         self._description = cosmx_files.description_json(first[0])
         return next(iter(shapes)), cosmx_files.channel_names(self._description, self.layout.channels, len(first), self._warnings)
 
@@ -277,10 +288,7 @@ class CosmxSample(RawSample):
                 with tiffs.PageReader(page) as reader:
                     planes.append(cv2.resize(reader.rows(0, page.shape[0]), shape[::-1], interpolation=cv2.INTER_AREA))
             return np.stack(planes)
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            return np.moveaxis(cv2.resize(np.asarray(picture.convert("RGB")), shape[::-1], interpolation=cv2.INTER_AREA), -1, 0)
+        return np.moveaxis(cv2.resize(images.read_picture(path), shape[::-1], interpolation=cv2.INTER_AREA), -1, 0)
 
     def _offsets(
         self,

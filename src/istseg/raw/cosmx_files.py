@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from istseg.raw import tables, tiffs
 LABEL_TYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32")
 LEGACY_FRAME = (3648, 5472)
 LEGACY_PIXEL_UM = 0.18
+MAX_FOV = 999_999
 _MAX_DEPTH = 7
 _MAX_FILES = 400_000
 _FOV = r"_F(?P<fov>\d{1,6})"
@@ -158,7 +160,7 @@ def read_positions(path: Path, problems: list[str]) -> tuple[dict[int, tuple[flo
     try:
         with gzip.open(path, "rb") if tables.is_gzip(path) else open(path, "rb") as opened:
             rows = list(csv.DictReader(io.StringIO(opened.read().decode("utf-8-sig"))))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: cannot be read ({error}). Copy it again.")
         return {}, "px", None
     names = [n for n in (rows[0] if rows else {}) if n]
@@ -175,8 +177,11 @@ def read_positions(path: Path, problems: list[str]) -> tuple[dict[int, tuple[flo
         try:
             key = int(float(row[fov]))
             value = float(row[columns[0]]), float(row[columns[1]])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             problems.append(f"{path}, line {number}: the position is not a number.")
+            continue
+        if not 0 <= key <= MAX_FOV:
+            problems.append(f"{path}, line {number}: {row[fov][:20]} is not the number of a field of view.")
             continue
         if not np.isfinite(value).all():
             problems.append(f"{path}, line {number}: the position of field of view {key} is not a finite number.")
@@ -218,7 +223,7 @@ def config_pixel_um(path: Path | None) -> float | None:
         match = re.search(r"ImPixel_nm\W+([\d.]+)", path.read_text(errors="replace"))
     except OSError:
         return None
-    size = float(match[1]) / 1000 if match else 0.0
+    size = _number(match[1]) / 1000 if match else 0.0
     return size if 0.01 <= size <= 5 else None
 
 
@@ -226,7 +231,7 @@ def description_json(page: tiffs.PageInfo) -> dict[str, Any]:
     """JSON of the ImageDescription; empty when there is none."""
     try:
         found = json.loads(page.description)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -250,7 +255,8 @@ def channel_names(description: dict[str, Any], dictionary: Path | None, n_pages:
     order = search(description, "ChannelOrder")
     letters = list(order) if isinstance(order, str) and len(order) == n_pages else None
     targets: dict[str, str] = {}
-    for reagent in search(description, "MorphologyReagents") or []:
+    reagents = search(description, "MorphologyReagents")
+    for reagent in reagents if isinstance(reagents, list) else []:
         letter, target = search(reagent, "ChannelId"), search(reagent, "BiologicalTarget")
         if letter and target:
             targets[str(letter)] = str(target)
@@ -260,9 +266,9 @@ def channel_names(description: dict[str, Any], dictionary: Path | None, n_pages:
         warnings.append("The images do not name their channels (ChannelOrder); they are called channel_1, channel_2, ...")
         return [f"channel_{i + 1}" for i in range(n_pages)]
     names: list[str] = []
-    for letter in letters:
+    for number, letter in enumerate(letters, 1):
         name = targets.get(letter, letter)
-        names.append(name if name not in names else f"{name}_{letter}")
+        names.append(next(n for n in (name, f"{name}_{letter}", f"{name}_{letter}_{number}") if n not in names))
     return names
 
 

@@ -63,7 +63,8 @@ def fit_axis(axis: str, local: np.ndarray, world: np.ndarray, fov: np.ndarray) -
         sign = 1 if slope > 0 else -1
         offset = float(np.median(b - sign * a))
         residual = float(np.percentile(np.abs(b - sign * a - offset), 95))
-        if abs(abs(slope) - 1) > 0.02 or residual > _MAX_RESIDUAL_PX:
+        # In this form values beyond float64, which give NaN, are bad too.
+        if not (abs(abs(slope) - 1) <= 0.02 and residual <= _MAX_RESIDUAL_PX):
             bad.append(f"FOV {number}: slope {slope:.3f}, residual {residual:.1f} px")
             continue
         signs.append(sign)

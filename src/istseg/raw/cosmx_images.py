@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from istseg.errors import InputError
 from istseg.raw import tiffs
 
 COMPOSITE = {"DAPI": 2, "composite_red": 0, "composite_green": 1}
 """Stain → channel of the RGB picture. Blue shows the nuclei; what red and green show differs between runs and is not in the files."""
+
+_MAX_RATIO = 2000
+"""Pixels that a byte of a PNG or JPEG can hold at most."""
 
 
 def inspect_picture(path: Path, problems: list[str]) -> tuple[int, int] | None:
@@ -23,7 +27,7 @@ def inspect_picture(path: Path, problems: list[str]) -> tuple[int, int] | None:
             kind, mode, size = picture.format, picture.mode, picture.size
             stream.seek(-min(path.stat().st_size, 64), 2)
             end = stream.read()
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*tiffs.DAMAGE, SyntaxError) as error:
         problems.append(f"{path}: cannot be read as an image ({str(error)[:200]}). Was it copied in full?")
         return None
     finally:
@@ -34,19 +38,40 @@ def inspect_picture(path: Path, problems: list[str]) -> tuple[int, int] | None:
     if (kind == "PNG" and b"IEND" not in end) or (kind == "JPEG" and b"\xff\xd9" not in end):
         problems.append(f"{path}: is cut off: the end mark of a {kind} file is missing. Copy it again.")
         return None
+    if max(size) > tiffs.MAX_SIDE_PX or size[0] * size[1] > path.stat().st_size * _MAX_RATIO:
+        problems.append(
+            f"{path}: is damaged: {path.stat().st_size:,} bytes cannot hold the {size[1]:,} x {size[0]:,} pixels that its header promises. Copy it again."
+        )
+        return None
     return size[1], size[0]
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(height, width, 3) uint8 of an RGB picture that `inspect_picture` found sound.
+
+    Raises
+    ------
+    InputError
+        If its pixels cannot be decoded.
+    """
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (*tiffs.DAMAGE, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be decoded ({str(error)[:200]}). Copy it again.") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 class Picture:
     """An RGB picture by rows. It can only be decoded as a whole, so its pixels wait in a scratch file."""
 
     def __init__(self, path: Path, channels: list[int], scratch: Path):
-        from PIL import Image
-
-        Image.MAX_IMAGE_PIXELS = None
         self._channels = channels
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        pixels = read_picture(path)
         self._width = pixels.shape[1]
         self._file = scratch / f"{path.stem}.raw"
         pixels.tofile(self._file)

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 from istseg.raw import focus, tables, tiffs
-from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, wanted_planes
+from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files, wanted_planes
 
 NUCLEUS = r"dapi|dna|hoechst"
 MEMBRANE = r"cell[ _-]?bound(ary)?[ _-]?\d*|poly[ _-]?t"
 """Boundary stains and the cytoplasm stain; proteins and single-gene stains (e.g. Snap25) mark some cells only and stay in the image."""
-IMAGE = re.compile(r"mosaic_(?P<stain>.+)_z(?P<z>\d+)\.tiff?", re.IGNORECASE)
+IMAGE = re.compile(r"mosaic_(?P<stain>.+)_z(?P<z>[0-9]{1,4})\.tiff?", re.IGNORECASE)
 TRANSFORM = "micron_to_mosaic_pixel_transform.csv"
 TRANSCRIPT_FILES = ("detected_transcripts.parquet", "detected_transcripts.csv", "detected_transcripts.csv.gz")
 CONTROL = r"(?i)^blank([-_ ]|\d|$)"
@@ -46,6 +46,7 @@ class MerscopeSample(RawSample):
         warnings: list[str] = []
         region = find_region(self.root)
         self.region = region
+        refuse_special_files(region)
         if self.options.fovs is not None:
             problems.append(f"{self.root}: fovs are only for CosMx; a MERSCOPE sample is one region.")
         if self.options.pixel_size_um is not None:
@@ -84,6 +85,7 @@ class MerscopeSample(RawSample):
             warnings=warnings,
             details={"region": region.name, "raw_planes": planes},
         )
+        self.facts.warnings += tables.line_end_warnings(self.facts.tables)
         return self.facts
 
     def _plan_planes(self, roles: list[tuple[str, str]], problems: list[str], warnings: list[str]) -> tuple[list[Channel], list[int]]:
@@ -329,7 +331,7 @@ def _compare_manifest(path: Path, matrix: np.ndarray, shape: tuple[int, int], pr
         manifest = json.loads(path.read_text())
         size = manifest.get("mosaic_height_pixels"), manifest.get("mosaic_width_pixels")
         pixel = manifest.get("microns_per_pixel")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         warnings.append(f"manifest.json cannot be read ({error}); the transform and the images are used.")
         return
     if None not in size and tuple(size) != shape:

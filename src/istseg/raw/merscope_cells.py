@@ -13,7 +13,7 @@ import shapely
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 from istseg.progress import track
-from istseg.raw import tables
+from istseg.raw import tables, tiffs
 from istseg.raw.polygons import single
 
 _EMPTY_WKB = 50
@@ -45,8 +45,8 @@ def from_hdf5(folder: Path, wanted_plane: int | None) -> tuple[list[str], list[A
                     polygon = single(_hdf5_cell(group[cell], wanted_plane), counts)
                     if polygon is not None:
                         cells[cell] = polygon
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}). Copy it again, or take it away to leave its cells out.") from None
+        except (*tiffs.DAMAGE, shapely.errors.GEOSException) as error:
+            raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}). Copy it again, or take it away to leave its cells out.") from None
     return list(cells), list(cells.values()), counts
 
 

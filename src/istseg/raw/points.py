@@ -11,10 +11,15 @@ import pyarrow.compute as pc
 
 from istseg.artifacts import spatial
 from istseg.artifacts.sample import apply_affine
+from istseg.errors import InputError
 
 BAND_UM = 250.0
 MAX_MICRON = 1e7
 """Coordinates beyond 10 m are no coordinates."""
+MAX_GENES = 100_000
+"""No panel has more; a column of ids read as genes has, and every name is held in memory."""
+MAX_PLANES = 1000
+_LONGEST_NAME = 200
 _GROUP_ROWS = 1 << 17
 _SPOOL = pa.schema(
     [("x", pa.float64()), ("y", pa.float64()), ("z", pa.float32()), ("gene", pa.int32()), ("transcript_id", pa.int64()), ("vendor_cell", pa.string())]
@@ -26,6 +31,15 @@ def band_ends(height_px: int, pixel_size_um: float) -> list[float]:
     height = height_px * pixel_size_um
     n = max(1, round(height / BAND_UM))
     return [height * (i + 1) / n for i in range(n)]
+
+
+def gene_problem(name: str) -> str | None:
+    """Why a text is no gene's name; None where it may be one."""
+    if len(name) > _LONGEST_NAME:
+        return f"a gene's name has {len(name):,} characters (it begins with {name[:40]!r}). Is this the column of the genes, and is a double quote closed?"
+    if any(c < " " or "\x7f" <= c < "\xa0" for c in name):
+        return f"the gene's name {name!r} holds control characters: the file is damaged. Copy it again."
+    return None
 
 
 class PointsWriter:
@@ -59,7 +73,13 @@ class PointsWriter:
         self.first_invalid: int | None = None
 
     def add(self, table: pa.Table) -> None:
-        """Add rows (`raw.base.TRANSCRIPT_SCHEMA`). Rows without finite coordinates or gene are counted as `invalid` and left out."""
+        """Add rows (`raw.base.TRANSCRIPT_SCHEMA`). Rows without finite coordinates or gene are counted as `invalid` and left out.
+
+        Raises
+        ------
+        InputError
+            If a gene's name is none, or there are more genes or planes than any panel or stack has.
+        """
         table = self._valid(table)
         if not table.num_rows:
             return
@@ -75,6 +95,8 @@ class PointsWriter:
         for plane, n in zip(*np.unique(table["z"].to_numpy(), return_counts=True), strict=True):
             name = f"{plane:g}"
             self.by_plane[name] = self.by_plane.get(name, 0) + int(n)
+        if len(self.by_plane) > MAX_PLANES:
+            raise InputError(f"there are more than {MAX_PLANES:,} different planes: the column of z must hold the number of the plane. Export the table again.")
         bins = pixel[inside & ~control].astype(np.int64) // self._density_px
         np.add.at(self.density, (bins[:, 1], bins[:, 0]), 1)
         rows = pa.table([table["x"], table["y"], table["z"], pa.array(codes), table["transcript_id"], table["vendor_cell"]], schema=_SPOOL)
@@ -117,6 +139,10 @@ class PointsWriter:
             if name not in self._genes:
                 self._genes[name] = len(self._genes)
                 self._is_control.append(bool(control[row]))
+                if wrong := gene_problem(name):
+                    raise InputError(wrong)
+        if len(self._genes) > MAX_GENES:
+            raise InputError(f"there are more than {MAX_GENES:,} different genes, more than any panel has. Is this the column of the genes?")
         return np.array([self._genes[n] for n in names], np.int32)[local]
 
     def _spread(self, rows: pa.Table, band: np.ndarray) -> None:
@@ -125,9 +151,11 @@ class PointsWriter:
 
 
 def _known_plane(table: pa.Table) -> pa.Table:
-    if not table["z"].null_count:
+    """Rows without a plane, or with one that is no number, are in plane 0."""
+    known = pc.fill_null(pc.is_finite(table["z"]), False)
+    if pc.all(known).as_py() is not False:
         return table
-    return table.set_column(table.schema.get_field_index("z"), "z", pc.fill_null(table["z"], pa.scalar(0, pa.float32())))
+    return table.set_column(table.schema.get_field_index("z"), "z", pc.if_else(known, table["z"], pa.scalar(0, pa.float32())))
 
 
 def _batches(spool: Path) -> Any:

@@ -47,7 +47,7 @@ def header(path: Path) -> list[str]:
             return pq.read_schema(path).names
         with gzip.open(path, "rb") if is_gzip(path) else open(path, "rb") as stream:
             line = stream.readline(_MAX_HEADER)
-    except (OSError, EOFError, pa.ArrowInvalid, zlib.error) as error:
+    except (OSError, EOFError, pa.ArrowException, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}). Was it copied in full?") from None
     if not line.strip():
         raise InputError(f"{path}: is empty. Was it copied in full?")
@@ -58,6 +58,17 @@ def header(path: Path) -> list[str]:
     if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
         raise InputError(f"{path}: the columns are separated by {'tabs' if chr(9) in names[0] else 'semicolons'}, they must be by commas.")
     return [name.strip() for name in names]
+
+
+def line_end_warnings(paths: list[Path]) -> list[str]:
+    """What to tell of text tables whose last line has no end: a copy that was cut off inside its last value looks like that."""
+    cut = []
+    for path in paths:
+        if not is_parquet(path) and not is_gzip(path) and path.stat().st_size:
+            with open(path, "rb") as stream:
+                stream.seek(-1, os.SEEK_END)
+                cut += [path.name] if stream.read(1) not in (b"\n", b"\r") else []
+    return [f"The last line of {name} has no end: if the file was cut off, rows are missing and the last one may be wrong. Compare its size." for name in cut]
 
 
 def find_column(names: list[str], *wanted: str) -> str | None:
@@ -156,6 +167,9 @@ def _cast(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
                 f"{path}: the column {wanted.name} holds floating-point numbers; long ids lose digits that way. Store it as whole numbers or text."
             )
         arrays.append(column.cast(wanted.type))
+        if pa.types.is_string(wanted.type):
+            # Parquet's text is taken as it lies in the file; that of CSV was checked when it was read.
+            arrays[-1].validate(full=True)
     return pa.table(arrays, schema=schema)
 
 

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from istseg.errors import InputError
+from istseg.raw import tiff_header
+
 ALLOWED = ("uint8", "uint16")
+MAX_SIDE_PX = 1 << 19
+"""No slide is as long: 57 mm at 0.108 µm."""
+MAX_SEGMENT_BYTES = 4 << 30
+"""A strip or tile is decoded as a whole."""
+_MAX_RATIO = {1: 1, 5: 3000, 7: 2000, 8: 1100, 32773: 128, 32946: 1100}
+"""Compression → how many times its bytes a strip can hold at most; codecs that are not named: `_MAX_RATIO_OTHER`."""
+_MAX_RATIO_OTHER = 50_000
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error)
+"""What the libraries raise on damaged pictures."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,13 @@ def inspect(path: Path, problems: list[str], allowed: tuple[str, ...] = ALLOWED)
     noisy.setLevel(logging.CRITICAL)
     try:
         size = path.stat().st_size
+        wrong = tiff_header.problem(path)
+        if wrong:
+            problems.append(f"{path}: cannot be read as TIFF: it {wrong}. Was it copied in full?")
+            return []
         with tifffile.TiffFile(path) as tif:
             pages = [_page(path, i, page, size, problems, allowed) for i, page in enumerate(tif.pages)]
-    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError) as error:
+    except DAMAGE as error:
         problems.append(f"{path}: cannot be read as TIFF ({str(error)[:200] or type(error).__name__}). Was it copied in full?")
         return []
     finally:
@@ -58,12 +76,44 @@ def _page(path: Path, index: int, page: tifffile.TiffPage, size: int, problems: 
         problems.append(f"{where}: is cut off: its header asks for {end:,} bytes, the file has {size:,}. Copy it again.")
         return None
     height, width = page.shape
+    if max(height, width) > MAX_SIDE_PX:
+        problems.append(f"{where}: its header says {height:,} x {width:,} pixels, more than {MAX_SIDE_PX:,} on a side: it is damaged. Copy it again.")
+        return None
     expected = height * width * page.dtype.itemsize
     if page.compression == 1 and not page.is_tiled and sum(page.databytecounts) < expected:
         problems.append(f"{where}: is cut off: {height} x {width} pixels need {expected:,} bytes, it holds {sum(page.databytecounts):,}. Copy it again.")
         return None
-    band = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+    band, across = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
+    wrong = _segments_problem(page, band, across)
+    if wrong:
+        problems.append(f"{where}: {wrong}. Copy it again.")
+        return None
     return PageInfo(path, index, (height, width), dtype, page.description if index == 0 else "", band)
+
+
+def _segments_problem(page: tifffile.TiffPage, band: int, across: int) -> str | None:
+    """Why the strips or tiles (`band` × `across` pixels) cannot hold the pixels that the header promises; None where they can."""
+    height, width = page.shape
+    if not (0 < band <= MAX_SIDE_PX and 0 < across <= MAX_SIDE_PX):
+        return f"is damaged: its strips or tiles have {band:,} x {across:,} pixels"
+    if page.is_contiguous and not page.is_tiled:
+        surplus = sum(page.databytecounts) - height * width * page.dtype.itemsize
+        return (
+            f"is damaged: it holds {surplus:,} bytes more than the {height} x {width} pixels of its header" if surplus >= width * page.dtype.itemsize else None
+        )
+    per_row, rows = -(-width // across), -(-height // band)
+    if not len(page.dataoffsets) == len(page.databytecounts) == rows * per_row:
+        return f"is cut off or damaged: {height} x {width} pixels need {rows * per_row:,} strips or tiles, it has {len(page.dataoffsets):,}"
+    segment = band * across * page.dtype.itemsize
+    if segment > MAX_SEGMENT_BYTES:
+        return f"has strips or tiles of {segment / 1e9:.0f} GB, which must be decoded as a whole; export it with smaller ones"
+    ratio = _MAX_RATIO.get(int(page.compression), _MAX_RATIO_OTHER)
+    last = segment if page.is_tiled else (height - (rows - 1) * band) * across * page.dtype.itemsize
+    for index, held in enumerate(page.databytecounts[: rows * per_row]):
+        promised = segment if index < (rows - 1) * per_row else last
+        if 0 < held * ratio < promised:
+            return f"is damaged: a strip or tile of {held:,} bytes cannot hold the {promised:,} bytes that the header promises"
+    return None
 
 
 class PageReader:
@@ -119,13 +169,16 @@ class PageReader:
         width = self.shape[1]
         dtype = self._page.dtype.newbyteorder(self._tif.byteorder)
         handle, start = self._tif.filehandle, self._page.dataoffsets[0]
-        if (x0, x1) == (0, width):
-            handle.seek(start + y0 * width * dtype.itemsize)
-            return np.frombuffer(handle.read((y1 - y0) * width * dtype.itemsize), dtype).reshape(y1 - y0, width).astype(self.info.dtype, copy=False)
-        out = np.empty((y1 - y0, x1 - x0), self.info.dtype)
-        for y in range(y0, y1):
-            handle.seek(start + (y * width + x0) * dtype.itemsize)
-            out[y - y0] = np.frombuffer(handle.read((x1 - x0) * dtype.itemsize), dtype)
+        try:
+            if (x0, x1) == (0, width):
+                handle.seek(start + y0 * width * dtype.itemsize)
+                return np.frombuffer(handle.read((y1 - y0) * width * dtype.itemsize), dtype).reshape(y1 - y0, width).astype(self.info.dtype, copy=False)
+            out = np.empty((y1 - y0, x1 - x0), self.info.dtype)
+            for y in range(y0, y1):
+                handle.seek(start + (y * width + x0) * dtype.itemsize)
+                out[y - y0] = np.frombuffer(handle.read((x1 - x0) * dtype.itemsize), dtype)
+        except ValueError as error:
+            raise self._damaged(y0, y1, error) from None
         return out
 
     def _decode_band(self, band: int) -> np.ndarray:
@@ -143,11 +196,18 @@ class PageReader:
                 continue
             index = band * across + column
             handle = self._tif.filehandle
-            handle.seek(page.dataoffsets[index])
-            data = handle.read(page.databytecounts[index]) if page.databytecounts[index] else None
-            decoded, _, _ = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
-            if decoded is None:
-                continue
-            pixels = decoded.reshape(decoded.shape[-3], decoded.shape[-2])[: out.shape[0], : width - left]
-            out[: pixels.shape[0], left : left + pixels.shape[1]] = pixels
+            try:
+                handle.seek(page.dataoffsets[index])
+                data = handle.read(page.databytecounts[index]) if page.databytecounts[index] else None
+                decoded, _, _ = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+                if decoded is None:
+                    continue
+                pixels = decoded.reshape(decoded.shape[-3], decoded.shape[-2])[: out.shape[0], : width - left]
+                out[: pixels.shape[0], left : left + pixels.shape[1]] = pixels
+            except DAMAGE as error:
+                raise self._damaged(band * step, band * step + len(out), error) from None
         return out
+
+    def _damaged(self, y0: int, y1: int, error: Exception) -> InputError:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        return InputError(f"{self.info.path}: rows {y0} to {y1} of page {self.info.page + 1} cannot be decoded ({why}). Copy it again.")

@@ -43,7 +43,7 @@ def limits(override: str | Path | None = None) -> dict[str, dict[str, Any]]:
     if override is not None:
         try:
             changes = yaml.safe_load(Path(override).read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"{override}: cannot be read as YAML ({error}).") from None
     if not isinstance(changes, dict) or not all(isinstance(v, dict) for v in changes.values()):
         raise InputError(f"{override}: should name checks, each with the fields to change, e.g. `spurious_rate: {{look: 0.05}}`.")

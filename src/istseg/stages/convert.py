@@ -113,7 +113,10 @@ def _write_points(reader: RawSample, facts: Facts, store: Path, scratch: Path, t
     bin_px = 1 << round(np.log2(max(1.0, facts.height_px / max(thumbnail_shape[0], 1))))
     writer = PointsWriter(parts, scratch, facts.micron_to_pixel, (facts.height_px, facts.width_px), facts.pixel_size_um, bin_px)
     for table in track(reader.transcripts(), "Blocks of transcripts"):
-        writer.add(table)
+        try:
+            writer.add(table)
+        except InputError as error:
+            raise InputError([f"{facts.tables[0]}: {text}" for text in error.problems]) from None
     writer.names = writer.close()
     invalid, total = writer.counts["invalid"], writer.counts["total"]
     if invalid > MAX_INVALID * (invalid + total):

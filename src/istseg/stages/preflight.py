@@ -24,7 +24,7 @@ from istseg.grid import DEFAULT_WORKING_UM
 from istseg.progress import track
 from istseg.raw import open_raw, tables
 from istseg.raw.base import Facts, Options
-from istseg.raw.points import MAX_MICRON
+from istseg.raw.points import MAX_MICRON, gene_problem
 from istseg.report.checks import limits as report_limits
 from istseg.stages import compare
 from istseg.stages.convert import MAX_INVALID, MIN_INSIDE, WARN_INSIDE
@@ -226,6 +226,7 @@ def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> di
         )
     elif inside < WARN_INSIDE:
         facts.warnings.append(f"Only {inside:.0%} of the transcripts looked at lie inside the image.")
+    problems += [f"{path}: {wrong}" for gene in pc.unique(table["gene"]).to_pylist() if gene is not None and (wrong := gene_problem(gene))][:3]
     control = table["is_control"].to_numpy()[good]
     if control.all():
         problems.append(f"{path}: every row looked at is a control probe; there are no genes.")
