@@ -5,7 +5,8 @@
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
 include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
-include { closing_words ; failures_of ; run_record ; tasks_of } from './workflows/summary'
+include { write_manifest } from './workflows/manifest'
+include { closing_words ; failures_of ; run_record ; tasks_of ; this_run } from './workflows/summary'
 
 workflow {
     main:
@@ -74,7 +75,18 @@ workflow {
         REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), limits)
 
         workflow.onComplete = {
-            println("\n${closing_words(workflow, params.outdir, failures_of(tasks_of(trace)))}")
+            // What is published is whole now. Without a run.json of this run nothing was run.
+            def record = file("${params.outdir}/pipeline_info/run.json", glob: false)
+            def unwritten = null
+            if (this_run(record, workflow)) {
+                try {
+                    write_manifest(file(params.outdir, glob: false), record, read_schema(file("${projectDir}/assets/outputs.json")), workflow, params.checksums)
+                }
+                catch (Exception problem) {
+                    unwritten = "outputs.json, checksums.sha256 and ro-crate-metadata.json could not be written: ${problem}"
+                }
+            }
+            println("\n${closing_words(workflow, params.outdir, failures_of(tasks_of(trace)))}${unwritten ? "\nWARNING: ${unwritten}" : ''}")
         }
     }
 }

@@ -262,3 +262,58 @@ def _write_fov(folder: Path, kind: str, fov: int, picture: np.ndarray, pixel_um:
     with tifffile.TiffWriter(folder / f"20240101_S1_F{fov:05d}.TIF") as tif:
         for i, page in enumerate(pages):
             tif.write(page, description=text if i == 0 else None, compression="lzw", rowsperstrip=16, metadata=None)
+
+
+def xenium(
+    root: Path,
+    version: str = "xenium-3.0.0.15",
+    height: int = 300,
+    width: int = 400,
+    n: int = 600,
+    pixel_um: float = 0.2125,
+    stains: tuple[str, ...] = ("DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin"),
+    tiff: dict | None = None,
+    seed: int = 0,
+) -> dict:
+    """Write `root` as the output of a Xenium region; `version` decides the form: XOA 1 has one image and ids as bytes or numbers."""
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True)
+    old, newest = "-1." in version, "-4." in version
+    facts = {"pixel_size": pixel_um, "z_step_size": 3.0, "analysis_sw_version": version, "region_name": "R1", "major_version": 5}
+    (root / "experiment.xenium").write_text(json.dumps(facts))
+    stains = stains[:1] if old else stains
+    images = {stain: pattern(height, width, 10 * i) for i, stain in enumerate(stains)}
+    channels = "".join(f'<Channel ID="Channel:{i}" Name="{stain}"/>' for i, stain in enumerate(stains))
+    text = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0">{channels}</Pixels></Image></OME>'
+    if not old:
+        (root / "morphology_focus").mkdir()
+    for i, (stain, image) in enumerate(images.items()):
+        new = root / "morphology_focus" / f"ch{i:04d}_{stain.lower().replace('/', '_')}.ome.tif"
+        path = root / "morphology_focus.ome.tif" if old else new if newest else root / "morphology_focus" / f"morphology_focus_{i:04d}.ome.tif"
+        options = {"tile": (128, 128), "compression": "jpeg2000", "compressionargs": {"reversible": True}, **(tiff or {})}
+        with tifffile.TiffWriter(path) as tif:
+            tif.write(image, subifds=1, description=text, metadata=None, **options)
+            tif.write(image[::2, ::2], subfiletype=1, metadata=None, **options)
+    px, py = rng.uniform(0, width, n), rng.uniform(0, height, n)
+    cell = rng.choice(["aaaaaaab-1", "aaaaaaac-1", "UNASSIGNED"], n) if not old else rng.choice([1, 2, -1], n)
+    gene = rng.choice(["EPCAM", "KRT8", "NegControlProbe_00042", "BLANK_0012", "UnassignedCodeword_0001"], n, p=[0.5, 0.4, 0.04, 0.03, 0.03])
+    frame = pd.DataFrame(
+        {
+            "transcript_id": np.arange(n, dtype=np.uint64) + 281474976710656,
+            "cell_id": cell,
+            "overlaps_nucleus": 0,
+            "feature_name": [g.encode() for g in gene] if old else gene,
+            "x_location": (px * pixel_um).astype(np.float32),
+            "y_location": (py * pixel_um).astype(np.float32),
+            "z_location": rng.uniform(0, 12, n).astype(np.float32),
+            "qv": rng.choice([40.0, 19.9], n, p=[0.9, 0.1]).astype(np.float32),
+        }
+    )
+    frame.to_parquet(root / "transcripts.parquet", index=False)
+    rings = {
+        name: np.array([[x, 40], [x + 30, 40], [x + 30, 80], [x, 80], [x, 40]]) * pixel_um
+        for name, x in zip(sorted({c for c in cell if str(c) not in ("UNASSIGNED", "-1")}), (20, 120), strict=False)
+    }
+    vertices = pd.DataFrame([(name, x, y) for name, ring in rings.items() for x, y in ring], columns=["cell_id", "vertex_x", "vertex_y"])
+    vertices.to_parquet(root / "cell_boundaries.parquet", index=False)
+    return {"images": images, "transcripts": frame.assign(feature_name=gene), "px": px, "py": py, "rings": rings}

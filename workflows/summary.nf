@@ -94,6 +94,22 @@ def run_record(samples, settings, schema, versions, trace) {
     )
 }
 
+// Written by this run and not by an earlier one into the same folder.
+def this_run(path, run) {
+    return path.exists() && path.lastModified() >= run.start.toInstant().toEpochMilli()
+}
+
+// What the report says should be looked at: a line for each sample, with the checks that are beyond their limits.
+def to_look_at(report_json) {
+    def report = new groovy.json.JsonSlurper().parse(report_json)
+    return (report.samples ?: []).findAll { sample -> sample.verdict in ['look', 'fail'] }.collect { sample ->
+        def beyond = (sample.checks ?: []).findAll { check -> check.verdict in ['look', 'fail'] }.toSorted { check -> check.verdict == 'fail' ? 0 : 1 }
+        def named = beyond.take(4).collect { check -> "${report.checks[check.name]?.title ?: check.name}${check.verdict == 'fail' ? ' (fail)' : ''}" }
+        def more = beyond.size() > 4 ? ["${beyond.size() - 4} more"] : []
+        "  ${sample.sample}: ${sample.failure ? 'a task failed' : (named + more).join(', ') ?: 'a comparator failed'}"
+    }
+}
+
 // Text at the end of a run.
 def closing_words(run, outdir, failures) {
     def report = file("${outdir}/report.html", glob: false)
@@ -103,8 +119,9 @@ def closing_words(run, outdir, failures) {
     if (failures.any { failure -> failure.stage == 'preflight' }) {
         return "Nothing was run: preflight found problems.\n${told.join('\n')}"
     }
-    // A page of an earlier run must not be taken for this one's.
-    def words = report.exists() && report.lastModified() >= run.start.toInstant().toEpochMilli() ? ["Report: ${report}"] : ['No report was written.']
+    def words = this_run(report, run) ? ["Report: ${report}"] : ['No report was written.']
+    def look = this_run(report, run) ? to_look_at(report.resolveSibling('report.json')) : []
+    words += look ? ['Look at (the report tells more, `istseg explain NAME` what a check means):'] + look : []
     if (failures) {
         words += ["${failures.size()} ${failures.size() == 1 ? 'task' : 'tasks'} failed; the samples concerned are marked in the report, the others are complete:"] + told
     }

@@ -17,7 +17,8 @@ REQUIRED = ("sample", "platform", "path")
 RAW_OPTIONS = ("nucleus_stain", "membrane_stains", "z_planes", "fovs", "pixel_size_um")
 """How a raw folder is read."""
 OPTIONAL = (*RAW_OPTIONS, "annotations", "annotations_unit")
-NAME_PATTERN = r"^(?!(cohort|input|pipeline_info|report[.]html|report[.]json|metrics[.]tsv|istseg_mqc[.]json)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
+_RESULTS = "cohort|input|pipeline_info|report[.]html|report[.]json|metrics[.]tsv|istseg_mqc[.]json|outputs[.]json|checksums[.]sha256|ro-crate-metadata[.]json"
+NAME_PATTERN = rf"^(?!({_RESULTS})$)[A-Za-z0-9][A-Za-z0-9_.-]{{0,79}}$"
 STAIN_PATTERN = r"^[A-Za-z0-9_.+|/ -]+$"
 
 
@@ -104,7 +105,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     if "sample" in values and not re.fullmatch(NAME_PATTERN, values["sample"]):
         problems.append(
             f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, "
-            "the first a letter or digit, and not `cohort`, `input`, `pipeline_info`, `report.html`, `report.json`, `metrics.tsv` or `istseg_mqc.json`."
+            f"the first a letter or digit, and none of the names of results: {_RESULTS.replace('[.]', '.').replace('|', ', ')}."
         )
     if "platform" in values and values["platform"] not in READERS:
         near = difflib.get_close_matches(values["platform"].lower(), READERS, 1)
@@ -113,7 +114,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     for name in ("nucleus_stain", "membrane_stains"):
         if any(part.strip() and not re.fullmatch(STAIN_PATTERN, part) for part in values.get(name, "").split(";")):
             problems.append(f"{where}: {name} {values[name]!r} holds characters that no stain has; separate stains by `;`.")
-    if values.get("platform") == "merscope":
+    if values.get("platform", "cosmx") != "cosmx":
         problems += [f"{where}: {name} is only for cosmx; leave it empty." for name in ("fovs", "pixel_size_um") if name in values]
     if values.get("annotations_unit", "px") not in UNITS:
         problems.append(f"{where}: annotations_unit is {values['annotations_unit']!r}; it should be {' or '.join(UNITS)}.")

@@ -32,10 +32,24 @@ OPTION_OF = {
     "base_model_sha256": ("segment", "model_sha256"),
 }
 NOT_OPTIONS = set(
-    ["input", "outdir", "publish_dir_mode", "tiles_per_task", "base_model", "finetune", "compare", "qc_thresholds", "exports", "gpu", "help", "validate_params"]
+    [
+        "input",
+        "outdir",
+        "publish_dir_mode",
+        "checksums",
+        "tiles_per_task",
+        "base_model",
+        "finetune",
+        "compare",
+        "qc_thresholds",
+        "exports",
+        "gpu",
+        "help",
+        "validate_params",
+    ]
 )
 NOT_OPTIONS |= {
-    "max_cpus", "max_memory", "max_time", "cluster_options",
+    "checksums", "check_orientation", "max_cpus", "max_memory", "max_time", "cluster_options",
     "container_registry", "container_tag",
     "proseg_init", "baysor", "baysor_min_molecules", "coexpression", "genesegnet_weights",
 }  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 
 import pytest
+import yaml
 
 from conftest import ROOT, Nextflow, Run
 from istseg.artifacts.run import Run as RunRecord
@@ -37,6 +40,28 @@ def tasks(run: Run, status: str = "COMPLETED") -> Counter:
     return Counter(row["process"] for row in run.trace() if row["status"] == status)
 
 
+def manifest_of(run: Run) -> None:
+    """outputs.json, checksums, RO-Crate, parameters and versions are there and fit each other and the files."""
+    listed = {entry["path"]: entry for entry in json.loads((run.outdir / "outputs.json").read_text())["files"]}
+    own = {f"pipeline_info/{name}" for name in ("trace.tsv", "execution.html", "timeline.html", "dag.html")}
+    about = {"outputs.json", "checksums.sha256", "ro-crate-metadata.json"}
+    stubs = {"a/exports/stub.json", "b/exports/stub.json"}
+    assert run.files() - own - about - stubs == set(listed)
+    sums = dict(reversed(line.split("  ")) for line in (run.outdir / "checksums.sha256").read_text().splitlines())
+    assert sums["a/sample.json"] == hashlib.sha256((run.outdir / "a" / "sample.json").read_bytes()).hexdigest() == listed["a/sample.json"]["sha256"]
+    assert set(sums) == {path for path, entry in listed.items() if "files" not in entry}, "the stubs hold no stores"
+    graph = {entity["@id"]: entity for entity in json.loads((run.outdir / "ro-crate-metadata.json").read_text())["@graph"]}
+    parts = [part["@id"] for part in graph["./"]["hasPart"]]
+    assert set(parts) == {f"{name}/" if "files" in entry else name for name, entry in listed.items()} and all(part in graph for part in parts)
+    action = next(entity for entity in graph.values() if entity["@type"] == "CreateAction")
+    assert {"#sample-a", "#sample-b"} <= {thing["@id"] for thing in action["object"]} and action["actionStatus"]["@id"].endswith("CompletedActionStatus")
+    assert all(thing["@id"] in graph for thing in [*action["object"], *action["result"], action["instrument"]])
+    params = json.loads((run.outdir / "pipeline_info" / "params.json").read_text())
+    assert params["tiles_per_task"] == 1 and "help" not in params
+    versions = yaml.safe_load((run.outdir / "pipeline_info" / "software_versions.yml").read_text())["istseg"]
+    assert versions == {name: str(version) for name, version in run.record()["versions"].items()}
+
+
 @pytest.mark.parametrize(("parser", "finetune"), [("v1", "none"), ("v2", "cohort")])
 def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     start = time.monotonic()
@@ -63,6 +88,7 @@ def test_stub_run_of_the_whole_pipeline(nextflow, parser, finetune):
     # Images are named in the configuration, but no engine runs them.
     assert all(row["containers"] == [] and row["gpu_hours"] == 0 and row["memory_gb_hours"] >= 0 for row in record.resources)
     assert "Done after" in run.text
+    manifest_of(run)
     if parser == "v1":
         done = tasks(run)
         assert done == {

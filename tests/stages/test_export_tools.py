@@ -69,7 +69,9 @@ def test_spatialdata_validates_and_takes_few_files(world):
     sdata = spatialdata.read_zarr(world.root / "out" / "s1.zarr")
     sdata.validate_table_in_spatialdata(sdata.tables["table"])
     assert (iou(sdata.shapes["istseg_cells"].geometry, world.cells.geometry) > 0.99).all()
-    assert sdata.tables["table"].uns["spatialdata_attrs"] == {"region": "istseg_cells", "region_key": "region", "instance_key": "cell_id"}
+    assert sdata.tables["table"].uns["spatialdata_attrs"] == {"region": "istseg_cells", "region_key": "region", "instance_key": "label"}
+    assert sdata.shapes["istseg_cells"].index.tolist() == world.cells["label"].tolist(), "the numbers of the label image"
+    assert sdata.shapes["istseg_cells"]["cell_id"].tolist() == sdata.tables["table"].obs_names.tolist()
     store = world.root / "out" / "s1.zarr"
     shapes = [(3, 1000, 1200), (3, 500, 600), (3, 250, 300)]
     files = sum(p.is_file() for p in (store / "images" / "stains").rglob("*"))
@@ -288,13 +290,12 @@ from napari_spatialdata import Interactive
 from qtpy.QtWidgets import QApplication
 sdata = spatialdata.read_zarr(sys.argv[1])
 shown = Interactive(sdata, headless=True)
-for name in ("stains", "istseg_labels", "istseg_cells"):
+for n, name in enumerate(("stains", "istseg_labels", "istseg_cells"), 1):
     shown.add_element(element=name, element_coordinate_system="global")
-for _ in range(600):  # layers are made by threads
-    QApplication.processEvents()
-    if len(shown._viewer.layers) == 3:
-        break
-    time.sleep(0.1)
+    end = time.monotonic() + 60
+    while len(shown._viewer.layers) < n and time.monotonic() < end:  # layers are made by threads
+        QApplication.processEvents()
+        time.sleep(0.05)
 print(json.dumps({layer.name: type(layer).__name__ for layer in shown._viewer.layers}), flush=True)
 os._exit(0)
 """

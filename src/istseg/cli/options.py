@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from istseg.errors import InputError
+from istseg.raw import READERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="RNA-aware cell segmentation of MERSCOPE and CosMx data.")
 
@@ -33,8 +34,12 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Existing = {"exists": True}
 
 
-class Platform(str, enum.Enum):
-    """Instruments that are read."""
+Platform = enum.Enum("Platform", {name: name for name in READERS}, type=str)
+"""Instruments that are read (`istseg.raw.READERS`)."""
+
+
+class SimulatedPlatform(str, enum.Enum):
+    """Instruments whose raw folders `istseg simulate` writes."""
 
     merscope = "merscope"
     cosmx = "cosmx"

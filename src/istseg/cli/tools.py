@@ -16,10 +16,10 @@ from istseg.cli.options import (
     Network,
     NucleusDiameter,
     Out,
-    Platform,
     Precision,
     PrecisionOption,
     Seed,
+    SimulatedPlatform,
     app,
     numbers,
 )
@@ -129,7 +129,7 @@ def pretrain(
 @app.command()
 def simulate(
     out: Out,
-    platform: Annotated[Platform, typer.Option()] = Platform.merscope,
+    platform: Annotated[SimulatedPlatform, typer.Option()] = SimulatedPlatform.merscope,
     width_um: Annotated[float, typer.Option(min=20)] = 200.0,
     height_um: Annotated[float, typer.Option(min=20)] = 200.0,
     planes: Annotated[int, typer.Option(min=1, max=12)] = 3,

@@ -63,7 +63,7 @@ def _in_pixels(result: Result) -> SpatialData:
     set_transformation(image, {_FRAME: Identity()}, set_all=True)
     identity = {_FRAME: Identity()}
     polygons = shapely.transform(result.cells.geometry.to_numpy(), lambda xy: apply_affine(sample.affine, xy))
-    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons, index=result.cells["cell_id"].to_list()), transformations=dict(identity))
+    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons, index=result.entity_ids), transformations=dict(identity))
 
     molecules = pq.read_table(result.transcripts, columns=["x", "y", GENE_COLUMN]).to_pandas()
     px = apply_affine(sample.affine, molecules[["x", "y"]].to_numpy())

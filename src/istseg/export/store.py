@@ -65,11 +65,14 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
 
     frames = get_transformation(sdata.points[POINTS_KEY], get_all=True)
     added = []
+    numbers = {CELLS_KEY: result.entity_ids, NUCLEI_KEY: np.arange(1, len(result.nuclei) + 1)}
     for key, frame in ((CELLS_KEY, result.cells), (NUCLEI_KEY, result.nuclei)):
         if not len(frame):
             log.warning("%s: there are no %s to export", result.sample.sample, key)
             continue
-        shapes = gpd.GeoDataFrame(frame[["area_um2"]].to_numpy(), columns=["area_um2"], geometry=frame.geometry.to_list(), index=frame["cell_id"].to_list())
+        columns = {"cell_id": frame["cell_id"].to_numpy(dtype=object), "area_um2": frame["area_um2"].to_numpy()}
+        # Numbers, not names: napari-spatialdata shows no shapes whose index is text, and the label image has the same numbers.
+        shapes = gpd.GeoDataFrame(columns, geometry=frame.geometry.to_list(), index=numbers[key])
         sdata.shapes[key] = ShapesModel.parse(shapes, transformations=dict(frames))
         added.append(key)
     sdata.tables[TABLE_KEY] = annotating_table(result)
@@ -77,15 +80,15 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
 
 
 def annotating_table(result: Result) -> AnnData:
-    """The table as spatialdata wants it, annotating the cells by `cell_id`; annotating nothing where there are no cells."""
+    """The table as spatialdata wants it, annotating the cells by `label`, their number; annotating nothing where there are no cells."""
     from spatialdata.models import TableModel
 
     table = result.table.copy()
     if not table.n_obs:
         return TableModel.parse(table)
-    table.obs["label"] = result.cells["label"].to_numpy()
+    table.obs["label"] = result.entity_ids
     table.obs["region"] = pd.Categorical([CELLS_KEY] * table.n_obs)
-    return TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="cell_id")
+    return TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="label")
 
 
 def _write_labels(result: Result, store: Path) -> None:

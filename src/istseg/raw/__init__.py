@@ -14,6 +14,7 @@ from istseg.raw.base import Options, RawSample
 READERS = {
     "merscope": "istseg.raw.merscope:MerscopeSample",
     "cosmx": "istseg.raw.cosmx:CosmxSample",
+    "xenium": "istseg.raw.xenium:XeniumSample",
 }
 """Platform → `module:class`. Imported when it is asked for."""
 

@@ -176,6 +176,8 @@ class RawSample(abc.ABC):
     """
 
     platform: ClassVar[str]
+    facts: Facts
+    """Set by `inspect`."""
 
     def __init__(self, root: Path, options: Options):
         self.root = root
@@ -194,6 +196,13 @@ class RawSample(abc.ABC):
     @abc.abstractmethod
     def choose_planes(self) -> dict[str, Any]:
         """Settle the planes of every channel (reads a bounded sample of blocks for `focus`) and say how, for `details`."""
+
+    def pixels(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Part of the mosaic (c, h, w), nucleus and membrane stains of one plane, for checks before the conversion.
+
+        None where `inspect` settled by other means how the image lies against the transcripts.
+        """
+        return None
 
     @abc.abstractmethod
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:

@@ -24,12 +24,15 @@ LEGACY_PIXEL_UM = 0.18
 MAX_FOV = 999_999
 _MAX_DEPTH = 7
 _MAX_FILES = 400_000
+_STAGE_COLUMNS = ["Slide", "X_mm", "Y_mm", "Z_mm", "ZOffset_mm", "ROI", "FOV", "Order"]
+"""Of `latest.fovs.csv`, which has no header."""
 _FOV = r"_F(?P<fov>\d{1,6})"
 _IMAGE = re.compile(rf".*{_FOV}\.(tiff?|png|jpe?g)", re.IGNORECASE)
 _LABELS = re.compile(rf"CellLabels{_FOV}\.tiff?", re.IGNORECASE)
 _TABLES = {
     "tx": re.compile(r".*_tx_file\.(csv(\.gz)?|parquet)", re.IGNORECASE),
     "positions": re.compile(r".*fov_positions_file\.csv(\.gz)?", re.IGNORECASE),
+    "stage": re.compile(r"latest\.fovs\.csv", re.IGNORECASE),
     "polygons": re.compile(r".*[-_]polygons\.csv(\.gz)?", re.IGNORECASE),
     "config": re.compile(r".*ExptConfig\.txt", re.IGNORECASE),
     "channels": re.compile(r"Morphology_ChannelID_Dictionary\.txt", re.IGNORECASE),
@@ -73,7 +76,10 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
         setattr(layout, name, _only(found[name], name, root, problems))
     if layout.tx is None and not found["tx"]:
         problems.append(f"{root}: has no transcript table (*_tx_file.csv). Export the flat files of the slide.")
-    if layout.positions is None and not found["positions"]:
+    if layout.positions is None and not found["positions"] and found["stage"]:
+        layout.positions = _only(found["stage"], "stage position", root, problems)
+        warnings.append("There is no *_fov_positions_file.csv; positions of the fields of view are those of latest.fovs.csv.")
+    elif layout.positions is None and not found["positions"]:
         problems.append(f"{root}: has no positions of the fields of view (*_fov_positions_file.csv). Export the flat files of the slide.")
     layout.config = found["config"][0] if found["config"] else None
     layout.channels = found["channels"][0] if found["channels"] else None
@@ -159,7 +165,8 @@ def read_positions(path: Path, problems: list[str]) -> tuple[dict[int, tuple[flo
     """
     try:
         with gzip.open(path, "rb") if tables.is_gzip(path) else open(path, "rb") as opened:
-            rows = list(csv.DictReader(io.StringIO(opened.read().decode("utf-8-sig"))))
+            names = _STAGE_COLUMNS if _TABLES["stage"].fullmatch(path.name) else None
+            rows = list(csv.DictReader(io.StringIO(opened.read().decode("utf-8-sig")), fieldnames=names))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: cannot be read ({error}). Copy it again.")
         return {}, "px", None

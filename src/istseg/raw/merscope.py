@@ -126,6 +126,12 @@ class MerscopeSample(RawSample):
                 self.facts.warnings.append(f"Stain {channel.name} has no plane {best} (the best focused one): plane {channel.planes[0]} is used for it.")
         return {"choice": "focus", "sharpness": sharpness, "planes": {c.name: c.planes for c in self.facts.channels}}
 
+    def pixels(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """See `RawSample.pixels`. Of a stack whose plane is chosen later: the middle one of the candidates."""
+        middle = self._candidates[len(self._candidates) // 2] if self._candidates else None
+        used = [(c.name, c.planes[len(c.planes) // 2] if c.planes else middle) for c in self.facts.channels if c.role != "other"]
+        return tiffs.blocks([self._pages[key] for key in used if key in self._pages], (y0, y1, x0, x1))
+
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """See `RawSample.strips`."""
         facts = self.facts

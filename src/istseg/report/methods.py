@@ -12,7 +12,7 @@ CITATIONS = {
     "Cellpose": "Stringer C, Wang T, Michaelos M, Pachitariu M. Cellpose: a generalist algorithm for cellular segmentation. Nat Methods. 2021;18:100–106.",
     "SpatialData": "Marconato L, et al. SpatialData: an open and universal data framework for spatial omics. Nat Methods. 2024. doi:10.1038/s41592-024-02212-x",
 }
-_PLATFORMS = {"merscope": "MERSCOPE (Vizgen)", "cosmx": "CosMx SMI (Bruker/NanoString)"}
+_PLATFORMS = {"merscope": "MERSCOPE (Vizgen)", "cosmx": "CosMx SMI (Bruker/NanoString)", "xenium": "Xenium (10x Genomics)"}
 _TEACHERS = {
     "cellpose": "Cellpose [2] (model nuclei for nuclei; cyto3 for each membrane stain with the nucleus stain as second channel)",
     "watershed": "a seeded watershed on the nucleus and membrane stains",

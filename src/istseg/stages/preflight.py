@@ -23,7 +23,8 @@ from istseg.errors import InputError, as_written
 from istseg.grid import DEFAULT_WORKING_UM
 from istseg.progress import track
 from istseg.raw import open_raw, tables
-from istseg.raw.base import Facts, Options
+from istseg.raw.agreement import local_evidence
+from istseg.raw.base import Facts, Options, RawSample
 from istseg.raw.points import MAX_MICRON, gene_problem
 from istseg.report.checks import limits as report_limits
 from istseg.stages import compare
@@ -144,7 +145,10 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | No
     try:
         reader = open_raw(row.platform, folder, Options.parse(found, **given))
         facts = reader.inspect()
-        transcripts = _check_transcripts(reader.transcript_sample(), facts, found)
+        table = reader.transcript_sample()
+        transcripts = _check_transcripts(table, facts, found)
+        if not found:
+            _check_orientation(reader, table, folder, values, found)
         if values.get("teacher") == "vendor" and facts.cells_from is None:
             found.append(f"{folder}: the teacher `vendor` needs the vendor's cells, and there are none. Choose another teacher.")
         _check_vendor_cells(folder, facts, values, found)
@@ -240,6 +244,28 @@ def _check_transcripts(table: pa.Table, facts: Facts, problems: list[str]) -> di
         "control_fraction": round(float(control.mean()), 4),
         "repeated_fraction": round(repeated, 4),
     }
+
+
+def _check_orientation(reader: RawSample, table: pa.Table, folder: Path, values: dict[str, Any], problems: list[str]) -> None:
+    """Where only densities can tell: transcripts that lie clearly better on the flipped image stop the run. The evidence goes into the record."""
+    facts = reader.facts
+    if reader.pixels(0, 1, 0, 1) is None:
+        return
+    x, y = (pc.fill_null(table[c], np.nan).to_numpy() for c in "xy")
+    pixel = apply_affine(facts.micron_to_pixel, np.column_stack([x, y])[np.isfinite(x) & np.isfinite(y)])
+    evidence = local_evidence(reader.pixels, pixel, (facts.height_px, facts.width_px), facts.pixel_size_um)
+    facts.details["orientation"] = {"evidence": "density", **evidence} if evidence else {"evidence": "none"}
+    if not evidence.get("suspicious"):
+        return
+    listing = ", ".join(f"{name} {r:.2f}" for name, r in evidence["correlation"].items())
+    text = (
+        f"{folder}: transcripts lie clearly better on the image when it is flipped by {evidence['best']} (correlation with the stains in "
+        f"{evidence['squares']} squares: {listing})."
+    )
+    if values.get("check_orientation", True):
+        problems.append(f"{text} Image and transcripts do not belong together as they are; export them again, or go on with --check_orientation false.")
+    else:
+        facts.warnings.append(text)
 
 
 def _inside(x: np.ndarray, y: np.ndarray, facts: Facts) -> float:
