@@ -94,7 +94,9 @@ def local_evidence(read: ReadBox, pixel: np.ndarray, shape: tuple[int, int], pix
             box = (shape[0] - y1, shape[0] - y0) if rows else (y0, y1), (shape[1] - x1, shape[1] - x0) if columns else (x0, x1)
             stains = flip(read(*map(int, (*box[0], *box[1]))), name)[:, : size[1] * step, : size[0] * step]
             smooth = [cv2.resize(np.sqrt(np.ascontiguousarray(stain)), size, interpolation=cv2.INTER_AREA) for stain in stains]
-            totals[name].append(max(_correlation(stain, density) for stain in smooth))
+            imaged = np.max(smooth, axis=0) > 0
+            values = [_correlation(stain[imaged], density[imaged]) for stain in smooth] if imaged.sum() >= _MIN_BINS else [0.0]
+            totals[name].append(max(values))
     if not totals["none"]:
         return {}
     result = {name: round(float(np.mean(values)), 4) for name, values in totals.items()}

@@ -72,7 +72,10 @@ def line_end_warnings(paths: list[Path]) -> list[str]:
 
 
 def find_column(names: list[str], *wanted: str) -> str | None:
-    """First of the wanted names that is there, whatever its case."""
+    """First of the wanted names that is there; as it is written before any other case, because CosMx has `cell_ID` and `cell_id` in one table."""
+    exact = next((w for w in wanted if w in names), None)
+    if exact:
+        return exact
     lower = {name.lower(): name for name in reversed(names)}
     return next((lower[w.lower()] for w in wanted if w.lower() in lower), None)
 
