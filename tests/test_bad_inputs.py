@@ -258,7 +258,7 @@ SHEETS = {
     "column twice": (f"{HEAD},path\na,merscope,x,y\n", "has the column 'path' 2 times"),
     "name with a blank": (f"{HEAD}\na b,merscope,x\n", "line 2: the sample name 'a b' is not allowed"),
     "name with a slash": (f"{HEAD}\n../a,merscope,x\n", "line 2: the sample name '../a' is not allowed"),
-    "name of a results folder": (f"{HEAD}\ncohort,merscope,x\n", "not `cohort`"),
+    "name of a results folder": (f"{HEAD}\ncohort,merscope,x\n", "none of the names of results: cohort, "),
     "names twice": (f"{HEAD}\nA,merscope,x\na,merscope,y\n", "lines 2, 3: the sample name 'A' is there 2 times"),
     "platform unknown": (f"{HEAD}\na,merscop,x\n", "did you mean merscope?"),
     "path missing": (f"{HEAD}\na,merscope,\n", "line 2: has no path"),

@@ -212,6 +212,7 @@ class PageReader:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         return InputError(f"{self.info.path}: rows {y0} to {y1} of page {self.info.page + 1} cannot be decoded ({why}). Copy it again.")
 
+
 def blocks(pages: list[PageInfo], box: tuple[int, int, int, int]) -> np.ndarray:
     """(n, h, w) float32: the same part (y0, y1, x0, x1) of several pages."""
     parts = []
