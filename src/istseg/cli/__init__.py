@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from istseg import __version__
-from istseg.cli import comparators, road, tools  # noqa: F401  They enter their commands into the applications.
+from istseg.cli import comparators, helpers, road, tools  # noqa: F401  They enter their commands into the applications.
 from istseg.cli.options import app, comparator_app
 from istseg.errors import EXIT_BAD_INPUT, EXIT_OUT_OF_MEMORY, InputError, IstsegError
 

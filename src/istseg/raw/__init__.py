@@ -27,7 +27,18 @@ def open_raw(platform: str, root: str | Path, options: Options | None = None) ->
     InputError
         If the platform is not known.
     """
+    return reader_class(platform)(Path(root), options or Options())
+
+
+def reader_class(platform: str) -> type[RawSample]:
+    """The class of a platform.
+
+    Raises
+    ------
+    InputError
+        If the platform is not known.
+    """
     if platform not in READERS:
         raise InputError(f"platform {platform!r} is not known; known are {', '.join(READERS)}.")
     module, name = READERS[platform].split(":")
-    return getattr(import_module(module), name)(Path(root), options or Options())
+    return getattr(import_module(module), name)

@@ -183,6 +183,11 @@ class RawSample(abc.ABC):
         self.root = root
         self.options = options
 
+    @classmethod
+    @abc.abstractmethod
+    def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """The folder of the sample that a folder with these entries belongs to, not above `top`; None where it is none of this platform."""
+
     @abc.abstractmethod
     def inspect(self) -> Facts:
         """Look at headers and bounded samples only; must come first.

@@ -31,6 +31,18 @@ class CosmxSample(RawSample):
 
     platform = "cosmx"
 
+    @classmethod
+    def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """See `RawSample.root_of`. Flat files may lie beside the images, below a folder of both."""
+        if not any(cosmx_files.is_transcript_table(name) for name in names):
+            return None
+        for root in (folder, *folder.parents):
+            if root != top and not root.is_relative_to(top):
+                break
+            if cosmx_files.find_layout(root, [], []).images:
+                return root
+        return folder
+
     def inspect(self) -> Facts:
         """See `RawSample.inspect`."""
         problems: list[str] = []

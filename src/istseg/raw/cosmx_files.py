@@ -54,6 +54,11 @@ class Layout:
     composite: bool = False
 
 
+def is_transcript_table(name: str) -> bool:
+    """By its name."""
+    return _TABLES["tx"].fullmatch(name) is not None
+
+
 def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     """Look for the files of a sample; `problems` says which are missing or double."""
     layout = Layout(root)

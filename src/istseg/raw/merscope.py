@@ -40,6 +40,11 @@ class MerscopeSample(RawSample):
 
     platform = "merscope"
 
+    @classmethod
+    def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """See `RawSample.root_of`."""
+        return folder if names & set(TRANSCRIPT_FILES) and "images" in names else None
+
     def inspect(self) -> Facts:
         """See `RawSample.inspect`."""
         problems: list[str] = []

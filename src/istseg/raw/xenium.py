@@ -40,6 +40,11 @@ class XeniumSample(RawSample):
 
     platform = "xenium"
 
+    @classmethod
+    def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """See `RawSample.root_of`."""
+        return folder if "experiment.xenium" in names else None
+
     def inspect(self) -> Facts:
         """See `RawSample.inspect`."""
         problems: list[str] = []

@@ -1,0 +1,54 @@
+"""Commands for people: samplesheet, subset, explain, view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from istseg.cli.options import Existing, Out, Platform, app
+
+
+@app.command()
+def samplesheet(
+    folder: Annotated[Path, typer.Argument(**Existing, help="Folder below which the runs lie.")],
+    out: Annotated[Path, typer.Option("--out", help="Samplesheet to write; must not exist.")] = Path("samplesheet.csv"),
+) -> None:
+    """Find raw folders and write the samplesheet."""
+    from istseg.helpers import sheet
+
+    sheet.run(folder=folder, out=out)
+
+
+@app.command()
+def subset(
+    raw: Annotated[Path, typer.Option(**Existing, help="Raw folder.")],
+    platform: Annotated[Platform, typer.Option()],
+    out: Out,
+    region: Annotated[Optional[str], typer.Option(help="MERSCOPE: `x0,y0,x1,y1` in µm.")] = None,
+    fovs: Annotated[Optional[str], typer.Option(help="CosMx: fields of view, e.g. `1-4;7`.")] = None,
+) -> None:
+    """Cut a part of a raw folder, in the vendor's own form, for a quick try."""
+    from istseg.helpers import subset as helper
+
+    helper.run(raw=raw, platform=platform.value, out=out, region=region, fovs=fovs)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Parameter, column of the samplesheet, check of the report or flag of a cell.")],
+    root: Annotated[Optional[Path], typer.Option(help="Folder of the pipeline, for its parameters. Default: where this program's source lies.")] = None,
+) -> None:
+    """Say what a name means and what to do."""
+    from istseg.helpers import explain as helper
+
+    typer.echo(helper.run(name=name, root=root))
+
+
+@app.command()
+def view(folder: Annotated[Path, typer.Argument(**Existing, help="Results of a sample, or a .zarr of SpatialData.")]) -> None:
+    """Open a result in napari (to be installed by you)."""
+    from istseg.helpers import view as helper
+
+    helper.run(folder=folder)

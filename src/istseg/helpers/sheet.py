@@ -1,0 +1,102 @@
+"""A samplesheet from the runs that lie below a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import re
+from pathlib import Path
+
+from istseg.artifacts.files import whole
+from istseg.errors import InputError
+from istseg.raw import READERS, open_raw, reader_class
+from istseg.samplesheet import NAME_PATTERN, REQUIRED
+
+_MAX_DEPTH = 6
+log = logging.getLogger("istseg")
+
+
+def run(*, folder: Path, out: Path) -> None:
+    """Write a samplesheet with one row for each sample below a folder.
+
+    Each sample is opened as preflight would do it; what is wrong with one is told as a warning, and its row is written all the same.
+
+    Parameters
+    ----------
+    folder
+        Is searched, six levels deep; links are followed once.
+    out
+        The samplesheet; must not exist. Paths below its folder are written relative to it.
+
+    Raises
+    ------
+    InputError
+        If there is no sample, or the samplesheet exists already.
+    """
+    if out.exists():
+        raise InputError(f"{out}: is there already; give another name, or move it away.")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give the folder below which the runs lie.")
+    found = find(folder)
+    if not found:
+        raise InputError(f"{folder}: no raw folder of {', '.join(READERS)} was found down to {_MAX_DEPTH} levels below it.")
+    names: set[str] = set()
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(REQUIRED)
+    base = out.resolve().parent
+    for platform, root in found:
+        name = _name(root, folder, names)
+        path = root.resolve()
+        writer.writerow([name, platform, path.relative_to(base) if path.is_relative_to(base) else path])
+        try:
+            facts = open_raw(platform, root).inspect()
+        except InputError as error:
+            log.warning("%s (%s): %s", name, root, error)
+            continue
+        stains = ", ".join(f"{c.name} ({c.role})" for c in facts.channels)
+        log.info("%s: %s %s, %d x %d px, stains %s", name, platform, facts.generation, facts.height_px, facts.width_px, stains)
+    with whole(out) as part:
+        part.write_text(stream.getvalue(), encoding="utf-8")
+    log.info("%s: %d samples", out, len(found))
+
+
+def find(top: Path) -> list[tuple[str, Path]]:
+    """(platform, folder) of every sample below a folder, in the order of their paths; nothing is looked for inside of a sample."""
+    classes = {platform: reader_class(platform) for platform in READERS}
+    found: dict[Path, str] = {}
+    seen: set[str] = set()
+    pending = [(top, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            log.warning("%s: cannot be read (%s) and was not searched.", folder, error.strerror)
+            continue
+        names = {e.name for e in entries}
+        root, platform = next(((r, p) for p, c in classes.items() if (r := c.root_of(folder, names, top))), (None, None))
+        if root is not None:
+            found.setdefault(root, platform)
+        elif depth < _MAX_DEPTH:
+            pending += [(Path(e.path), depth + 1) for e in reversed(entries) if e.is_dir()]
+    return [(found[root], root) for root in sorted(found)]
+
+
+def _name(root: Path, top: Path, taken: set[str]) -> str:
+    """From the last two folders of the path, made unique."""
+    parts = root.relative_to(top).parts or (root.resolve().name,)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "_".join(parts[-2:])).strip("_.-")[:70] or "sample"
+    if not re.fullmatch(NAME_PATTERN, name):
+        name = f"s_{name}"
+    unique, number = name, 2
+    while unique.lower() in taken:
+        unique, number = f"{name}_{number}", number + 1
+    taken.add(unique.lower())
+    return unique

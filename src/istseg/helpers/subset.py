@@ -1,0 +1,178 @@
+"""A part of a raw folder, in the vendor's own form: small enough to try parameters on.
+
+MERSCOPE: a rectangle; every image is cut, the transform moved, the tables filtered; micron coordinates stay what they were. CosMx: whole fields of view.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import shapely
+import tifffile
+
+from istseg import region as regions
+from istseg.artifacts.files import whole
+from istseg.artifacts.sample import apply_affine
+from istseg.errors import InputError
+from istseg.raw import open_raw, tables, tiffs
+from istseg.raw.base import options_of
+from istseg.raw.cosmx import CosmxSample
+from istseg.raw.merscope import IMAGE, TRANSFORM, MerscopeSample
+
+
+def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs: str | None = None) -> None:
+    """Cut a part.
+
+    Parameters
+    ----------
+    raw, platform
+        The folder, as for convert.
+    out
+        Gets the part; must not exist.
+    region
+        MERSCOPE: `x0,y0,x1,y1` in µm of the platform's frame.
+    fovs
+        CosMx: fields of view, e.g. `1-4;7`.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be read, the part is empty or outside, or the platform cannot be cut.
+    """
+    needed = {"merscope": "region", "cosmx": "fovs"}
+    if platform not in needed:
+        raise InputError(f"--platform {platform}: its folders cannot be cut yet; {' and '.join(needed)} can.")
+    given = {"region": region, "fovs": fovs}
+    wrong = [f"--{name}: {platform} needs it." for name in [needed[platform]] if not given[name]]
+    wrong += [f"--{name}: {platform} does not take it; give --{needed[platform]}." for name, value in given.items() if value and name != needed[platform]]
+    if out.exists():
+        wrong.append(f"{out}: is there already; give another folder.")
+    if wrong:
+        raise InputError(wrong)
+    reader = open_raw(platform, raw, options_of(fovs=fovs))
+    reader.inspect()
+    with whole(out) as part:
+        part.mkdir()
+        if isinstance(reader, MerscopeSample):
+            _merscope(reader, region, part)
+        elif isinstance(reader, CosmxSample):
+            _cosmx(reader, raw, part)
+
+
+def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
+    facts = reader.facts
+    um = np.array(regions.parse(region)).reshape(2, 2)
+    low, high = np.floor(apply_affine(facts.micron_to_pixel, um)).astype(int)
+    low, high = np.maximum(low, 0), np.minimum(high, [facts.width_px, facts.height_px])
+    if (high - low < 16).any():
+        frame = apply_affine(np.linalg.inv(facts.micron_to_pixel), np.array([[0, 0], [facts.width_px, facts.height_px]]))
+        raise InputError(f"--region {region}: holds less than 16 pixels of the mosaic, which covers {','.join(f'{v:.1f}' for v in frame.ravel())}.")
+    (out / "images").mkdir()
+    for path in sorted((reader.region / "images").iterdir()):
+        if IMAGE.fullmatch(path.name):
+            _cut(path, out / "images" / path.name, low, high)
+    matrix = facts.micron_to_pixel.copy()
+    matrix[:2, 2] -= low
+    np.savetxt(out / "images" / TRANSFORM, matrix)
+    corner_um, far_um = apply_affine(np.linalg.inv(matrix), np.array([[0, 0], high - low]))
+    size = {"mosaic_width_pixels": int(high[0] - low[0]), "mosaic_height_pixels": int(high[1] - low[1])}
+    manifest = {"microns_per_pixel": facts.pixel_size_um, **size, "bbox_microns": [*corner_um.tolist(), *far_um.tolist()]}
+    (out / "images" / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+    def inside(table: pa.Table) -> np.ndarray:
+        xy = np.column_stack([pc.cast(table[name], pa.float64()).to_numpy() for name in ("global_x", "global_y")])
+        return ((xy >= corner_um) & (xy < far_um)).all(axis=1)
+
+    source = facts.tables[0]
+    _filter(source, out / source.name, inside)
+    cells = _merscope_cells(reader, out, corner_um, far_um)
+    for name in ("cell_metadata.csv", "cell_by_gene.csv"):
+        if cells is not None and (reader.region / name).exists():
+            frame = pd.read_csv(reader.region / name, dtype=str, keep_default_na=False)
+            key = "EntityID" if "EntityID" in frame else frame.columns[0]
+            frame[frame[key].isin(cells)].rename(columns=lambda c: "" if c.startswith("Unnamed:") else c).to_csv(out / name, index=False)
+
+
+def _cut(source: Path, target: Path, low: np.ndarray, high: np.ndarray) -> None:
+    problems: list[str] = []
+    pages = tiffs.inspect(source, problems)
+    if problems:
+        raise InputError(problems)
+    with tiffs.PageReader(pages[0]) as opened:
+        tifffile.imwrite(target, opened.block(int(low[1]), int(high[1]), int(low[0]), int(high[0])), metadata=None, software=False)
+
+
+def _merscope_cells(reader: MerscopeSample, out: Path, low: np.ndarray, high: np.ndarray) -> set[str] | None:
+    """Write the cells whose middle lies in the part, all their planes; their ids. None without vendor cells."""
+    source = reader.facts.cells_from and reader.region / reader.facts.cells_from
+    if not source:
+        return None
+    ids, polygons, _ = reader.vendor_cells(None)
+    middle = shapely.get_coordinates(shapely.centroid(np.array(polygons, object))) if polygons else np.empty((0, 2))
+    kept = {name for name, xy in zip(ids, middle, strict=True) if (xy >= low).all() and (xy < high).all()}
+    if source.is_dir():
+        import h5py
+
+        (out / source.name).mkdir()
+        for path in sorted(source.glob("*.hdf5")):
+            with h5py.File(path, "r") as stored, h5py.File(out / source.name / path.name, "w") as written:
+                group = written.create_group("featuredata")
+                for name in stored.get("featuredata", ()):
+                    if name in kept:
+                        stored.copy(f"featuredata/{name}", group)
+        return kept
+    table = pq.read_table(source)
+    key = tables.find_column(table.column_names, "EntityID", "ID", "cell_id")
+    target = out / source.relative_to(reader.region)
+    target.parent.mkdir(exist_ok=True)
+    pq.write_table(table.filter(pc.is_in(table[key].cast(pa.string()), pa.array(sorted(kept), pa.string()))), target)
+    return kept
+
+
+def _cosmx(reader: CosmxSample, raw: Path, out: Path) -> None:
+    """Images and labels of the wanted fields of view are copied, tables filtered by their column of fields of view."""
+    layout, wanted = reader.layout, set(reader.options.fovs)
+    chosen = [p for f, p in (*layout.images.items(), *layout.labels.items()) if f in wanted]
+    for path in [*chosen, *(p for p in (layout.config, layout.channels) if p)]:
+        target = out / path.relative_to(raw)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+    def among(table: pa.Table) -> np.ndarray:
+        name = tables.find_column(table.column_names, "fov")
+        return np.isin(pc.cast(table[name], pa.float64()).to_numpy(), list(wanted))
+
+    beside = [p for p in sorted(layout.tx.parent.iterdir()) if p.name.endswith(("_exprMat_file.csv", "_metadata_file.csv", ".csv.gz"))]
+    for path in dict.fromkeys(p for p in (layout.tx, layout.positions, layout.polygons, *beside) if p):
+        if not os.path.exists(path) or (path not in (layout.tx, layout.positions, layout.polygons) and tables.find_column(tables.header(path), "fov") is None):
+            continue
+        target = out / path.relative_to(raw)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _filter(path, target, among)
+
+
+def _filter(source: Path, target: Path, keep: Callable[[pa.Table], np.ndarray]) -> None:
+    """Copy the rows of a table that `keep` marks, in the form of the source; numbers stay the text they are."""
+    names = tables.header(source)
+    if tables.is_parquet(source):
+        with pq.ParquetFile(source) as stored, pq.ParquetWriter(target, stored.schema_arrow) as writer:
+            for batch in stored.iter_batches(1 << 18):
+                table = pa.Table.from_batches([batch])
+                writer.write_table(table.filter(pa.array(keep(table))))
+        return
+    columns = {name: pa.string() for name in names}
+    with pa.CompressedOutputStream(str(target), "gzip") if tables.is_gzip(source) else pa.OSFile(str(target), "wb") as stream:
+        stream.write((",".join(f'"{n}"' if "," in n else n for n in names) + "\n").encode())
+        for block in tables.stream(source, columns):
+            numbers = block.filter(pa.array(keep(block)))
+            pyarrow.csv.write_csv(numbers, stream, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))

@@ -1,0 +1,156 @@
+"""Helpers for people: samplesheet, subset, explain, view."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+import raw_fixtures as fx
+from istseg.artifacts.sample import apply_affine
+from istseg.cli import app
+from istseg.errors import InputError, IstsegError
+from istseg.helpers import explain, sheet, subset, view
+from istseg.raw import open_raw
+from istseg.raw.base import Options
+from istseg.stages import preflight
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_samplesheet_finds_every_platform_once_and_preflight_takes_it(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs"
+    fx.merscope(runs / "2024 a" / "region_0")
+    fx.merscope(runs / "2024 a" / "region_1", cells="none")
+    fx.xenium(runs / "x" / "output-R1", n=3000)
+    fx.cosmx(runs / "slide" / "S1")
+    deep = runs / "raw tree"
+    fx.cosmx(deep / "DecodedFiles")
+    (deep / "flatFiles").mkdir()
+    for path in (deep / "DecodedFiles").glob("S1_*"):
+        path.rename(deep / "flatFiles" / path.name)
+    (runs / "again").symlink_to(runs / "slide")
+    sheet.run(folder=runs, out=tmp_path / "sheet.csv")
+    rows = list(csv.DictReader((tmp_path / "sheet.csv").read_text().splitlines()))
+    assert {(r["platform"], r["path"]) for r in rows} == {
+        ("merscope", "my runs/2024 a/region_0"), ("merscope", "my runs/2024 a/region_1"), ("xenium", "my runs/x/output-R1"),
+        ("cosmx", "my runs/slide/S1"), ("cosmx", "my runs/raw tree"),
+    }  # fmt: skip
+    assert len({r["sample"] for r in rows}) == 5
+    preflight.run(samplesheet=tmp_path / "sheet.csv", out=tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "preflight.json").read_text())["samples"]) == 5
+    with pytest.raises(InputError, match="is there already"):
+        sheet.run(folder=runs, out=tmp_path / "sheet.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no raw folder"):
+        sheet.run(folder=tmp_path / "empty", out=tmp_path / "other.csv")
+    assert not (tmp_path / "other.csv").exists()
+
+
+def test_samplesheet_lists_a_damaged_sample_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fx.merscope(tmp_path / "runs" / "region_0")
+    (tmp_path / "runs" / "region_0" / "images" / "micron_to_mosaic_pixel_transform.csv").unlink()
+    sheet.run(folder=tmp_path / "runs", out=tmp_path / "s.csv")
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 2
+    assert any("micron_to_mosaic" in r.message for r in caplog.records if r.levelname == "WARNING")
+
+
+def test_names_of_samples_are_allowed_and_unique(tmp_path: Path) -> None:
+    taken: set[str] = set()
+    names = [sheet._name(tmp_path / p, tmp_path, taken) for p in ("a/région 0", "a/r_gion_0", "cohort", "...", "x" * 200)]
+    assert names == ["a_r_gion_0", "a_r_gion_0_2", "s_cohort", "sample", "x" * 70]
+
+
+@pytest.mark.parametrize("cells", ["parquet", "hdf5"])
+@pytest.mark.parametrize("table", ["csv", "csv.gz", "parquet"])
+def test_subset_of_a_merscope_region(tmp_path: Path, cells: str, table: str) -> None:
+    truth = fx.merscope(tmp_path / "raw", cells=cells, table=table)
+    (low, high) = apply_affine(np.linalg.inv(truth["matrix"]), np.array([[15, 22], [105, 182]]))
+    region = ",".join(map(str, [*low, *high]))
+    subset.run(raw=tmp_path / "raw", platform="merscope", out=tmp_path / "part", region=region)
+    reader = open_raw("merscope", tmp_path / "part", Options())
+    facts = reader.inspect()
+    pixels = tifffile.imread(tmp_path / "part" / "images" / "mosaic_PolyT_z1.tif")
+    y0, x0 = (int(round(float(-facts.micron_to_pixel[i, 2] + truth["matrix"][i, 2]))) for i in (1, 0))
+    np.testing.assert_array_equal(pixels, truth["images"]["PolyT", 1][y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]])
+    assert abs(x0 - 15) <= 1 and abs(y0 - 22) <= 1 and abs(pixels.shape[1] - 90) <= 2
+    rows = pd.concat([block.to_pandas() for block in reader.transcripts()])
+    px = apply_affine(facts.micron_to_pixel, rows[["x", "y"]].to_numpy())
+    assert ((px >= 0) & (px < pixels.shape[::-1])).all(), "what lies outside the part is not in its table"
+    inside = (truth["px"] >= x0) & (truth["px"] < x0 + pixels.shape[1]) & (truth["py"] >= y0) & (truth["py"] < y0 + pixels.shape[0])
+    assert len(rows) == inside.sum() > 20
+    np.testing.assert_allclose(np.sort(rows["x"]), np.sort(truth["transcripts"].loc[inside, "global_x"]), rtol=1e-12)
+    whole_ids, whole, _ = open_whole(tmp_path / "raw").vendor_cells(1)
+    ids, polygons, _ = reader.vendor_cells(1)
+    assert 0 < len(ids) < len(whole_ids)
+    known = dict(zip(whole_ids, whole, strict=True))
+    assert all(known[name].equals(polygon) for name, polygon in zip(ids, polygons, strict=True)), "micron coordinates stay"
+
+
+def open_whole(root: Path):
+    reader = open_raw("merscope", root, Options())
+    reader.inspect()
+    return reader
+
+
+@pytest.mark.parametrize("generation", ["A", "C"])
+def test_subset_of_cosmx_fields_of_view(tmp_path: Path, generation: str) -> None:
+    truth = fx.cosmx(tmp_path / "raw", generation=generation, polygons=True)
+    subset.run(raw=tmp_path / "raw", platform="cosmx", out=tmp_path / "part", fovs="2;4")
+    reader = open_raw("cosmx", tmp_path / "part", Options(pixel_size_um=0.12028))
+    assert reader.inspect().details["fovs"] == [2, 4]
+    strips = np.concatenate([s.copy() for s in reader.strips(64, tmp_path)], axis=1)
+    np.testing.assert_array_equal(strips, truth["mosaic"][:, :, 160:])
+    rows = sum(block.num_rows for block in reader.transcripts())
+    assert rows == truth["table"]["fov"].isin([2, 4]).sum()
+    assert {name.split("_")[1] for name in reader.vendor_cells(None)[0]} == {"2", "4"}
+
+
+def test_subset_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> None:
+    fx.merscope(tmp_path / "raw")
+    for arguments, message in (
+        ({"platform": "merscope"}, "--region: merscope needs it"),
+        ({"platform": "merscope", "region": "0,0,1,1", "fovs": "1"}, "--fovs: merscope does not take it"),
+        ({"platform": "merscope", "region": "0,0,1,1"}, "less than 16 pixels"),
+        ({"platform": "merscope", "region": "0,0,1"}, "four numbers"),
+        ({"platform": "xenium", "region": "0,0,1,1"}, "cannot be cut yet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            subset.run(raw=tmp_path / "raw", out=tmp_path / "part", **arguments)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+
+
+def test_explain_knows_every_parameter_column_check_and_flag() -> None:
+    from istseg.artifacts.metrics import FLAGS
+    from istseg.report.checks import limits
+
+    schema = json.loads((ROOT / "nextflow_schema.json").read_text())
+    names = [name for group in schema["$defs"].values() for name in group["properties"]]
+    for name in [*names, *limits(), *FLAGS, "is_spurious", "annotations_unit"]:
+        assert name in explain.run(name=name)
+    assert explain.run(name="--tile-um") == explain.run(name="tile_um")
+    assert "What to do: " in explain.run(name="saturation")
+    assert explain.run(name="z_planes").count("\n") == 1, "a parameter and a column"
+    with pytest.raises(InputError, match="did you mean saturation"):
+        explain.run(name="saturatoin")
+    assert set(explain.FLAG_MEANINGS) == set(FLAGS)
+
+
+def test_explain_on_the_command_line() -> None:
+    done = CliRunner().invoke(app, ["explain", "contain"])
+    assert done.exit_code == 0 and done.stdout.startswith("--contain, parameter of the pipeline")
+
+
+def test_view_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no SpatialData"):
+        view.run(folder=tmp_path)
+    (tmp_path / "exports" / "s.zarr").mkdir(parents=True)
+    assert view.store_of(tmp_path) == view.store_of(tmp_path / "exports" / "s.zarr") == tmp_path / "exports" / "s.zarr"
+    with pytest.raises(IstsegError, match="pip install 'napari"):
+        view.run(folder=tmp_path)
