@@ -9,7 +9,7 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup comparators demo test quick fuzz test-slurm lint docs lock clean
+.PHONY: help setup comparators demo test quick fuzz test-slurm lint docs site lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -46,6 +46,12 @@ lint: setup ## ruff and nextflow lint
 
 docs: setup ## write the parameter tables of docs/usage.md from nextflow_schema.json
 	@.venv/bin/python bin/docs_params
+
+site: setup ## build the documentation as a site below site/ (its programs below .istseg/site)
+	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); \
+		[ -x .istseg/site/bin/mkdocs ] || $$uv venv -q --python .venv/bin/python .istseg/site; \
+		$$uv pip sync -q --require-hashes --python .istseg/site/bin/python docs/requirements.lock
+	@.istseg/site/bin/mkdocs build -q && echo "site: open site/index.html in a browser"
 
 lock: setup ## resolve pyproject.toml again into requirements.lock
 	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); $$uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock

@@ -119,3 +119,27 @@ def test_a_real_sample(nextflow, real_data):
     facts = Sample.read(run.outdir / "mouse_liver" / "sample.json")
     assert facts.transcripts["total"] == 5936
     assert [stain.name for stain in facts.membranes] == ["Cellbound1", "Cellbound2"]
+
+
+def test_the_tutorial_runs_as_it_is_written(demo, tmp_path):
+    """Every block of docs/tutorial.md, in order; its run of the pipeline is the one that the other tests look at."""
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, re.M | re.S)
+    for name in (".venv", "assets", "nextflow_schema.json"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "demo").symlink_to(demo.outdir)
+    said, ran = [], 0
+    for language, code in blocks:
+        if "nextflow run" in code:
+            assert code.split() == ["bin/nextflow", "run", ".", "-profile", "demo", "--outdir", "results/demo"]
+            ran += 1
+            continue
+        command = ["bash", "-euc", code] if language == "bash" else [".venv/bin/python", "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout)
+    assert ran == 1 and len(said) >= 6
+    assert any("merscope" in text and "cosmx" in text for text in said), "the samplesheet names both"
+    assert (tmp_path / "tutorial" / "umap.png").stat().st_size > 5000
+    assert any(re.search(r"[1-9]\d* cells and [1-9]\d* transcripts", text) for text in said)
