@@ -10,7 +10,7 @@ def kinds_of(outputs) {
 }
 
 def pattern_of(path) {
-    // Longer marks first: what is left over is taken literally.
+    // Marks become groups of the expression, every other character stands for itself.
     def marks = ['<sample>': '(?<sample>[^/]+)', '<segmentation>': '(?<segmentation>(?!(?:exports|qc|model|coexpression)/)[a-z]+)', '{': '(?:', '}': ')', ',': '|', '*': '[^/]*', '.': '\\.']
     def seen = [] as Set
     def parts = (path =~ /<sample>|<segmentation>|[^<]|</).collect { part -> part }
@@ -28,11 +28,18 @@ def sha256_of(path) {
     return digest.digest().encodeHex().toString()
 }
 
-// Files below a folder, as [path relative to it, file], sorted.
-def files_below(folder) {
+// Files of a folder and of some folders in it, as [path relative to it, file], sorted. Others are not entered: the work folder may lie there too.
+def files_below(outdir, folders) {
     def found = []
-    folder.eachFileRecurse(groovy.io.FileType.FILES) { path -> found << [folder.relativize(path).toString(), path] }
-    return found.toSorted { a, b -> a[0] <=> b[0] }
+    outdir.eachFile { path ->
+        if (!path.isDirectory()) {
+            found << path
+        }
+        else if (path.name in folders) {
+            path.eachFileRecurse(groovy.io.FileType.FILES) { inner -> found << inner }
+        }
+    }
+    return found.collect { path -> [outdir.relativize(path).toString(), path] }.toSorted { a, b -> a[0] <=> b[0] }
 }
 
 def described(relative, kinds) {
@@ -112,7 +119,7 @@ def write_manifest(outdir, run_json, outputs, run, with_sums) {
     def kinds = kinds_of(outputs)
     // The files about the others; and Nextflow's own, which it finishes after this.
     def left_out = ['outputs.json', 'checksums.sha256', 'ro-crate-metadata.json'] + ['trace.tsv', 'execution.html', 'timeline.html', 'dag.html'].collect { name -> "pipeline_info/${name}".toString() }
-    def entries = files_below(outdir).findAll { relative, path -> !(relative in left_out) }.collectMany { relative, path ->
+    def entries = files_below(outdir, record.samples.collect { sample -> sample.sample } + ['cohort', 'pipeline_info']).findAll { relative, path -> !(relative in left_out) }.collectMany { relative, path ->
         def entry = described(relative, kinds)
         entry ? [entry + [bytes: path.size()] + (with_sums ? [sha256: sha256_of(path)] : [:])] : []
     }

@@ -104,7 +104,7 @@ def to_look_at(report_json) {
     def report = new groovy.json.JsonSlurper().parse(report_json)
     return (report.samples ?: []).findAll { sample -> sample.verdict in ['look', 'fail'] }.collect { sample ->
         def beyond = (sample.checks ?: []).findAll { check -> check.verdict in ['look', 'fail'] }.toSorted { check -> check.verdict == 'fail' ? 0 : 1 }
-        def named = beyond.take(4).collect { check -> "${report.checks[check.name]?.title ?: check.name}${check.verdict == 'fail' ? ' (fail)' : ''}" }
+        def named = beyond.take(4).collect { check -> "${check.name}${check.verdict == 'fail' ? ' (fail)' : ''}" }
         def more = beyond.size() > 4 ? ["${beyond.size() - 4} more"] : []
         "  ${sample.sample}: ${sample.failure ? 'a task failed' : (named + more).join(', ') ?: 'a comparator failed'}"
     }
@@ -121,7 +121,7 @@ def closing_words(run, outdir, failures) {
     }
     def words = this_run(report, run) ? ["Report: ${report}"] : ['No report was written.']
     def look = this_run(report, run) ? to_look_at(report.resolveSibling('report.json')) : []
-    words += look ? ['Look at (the report tells more, `istseg explain NAME` what a check means):'] + look : []
+    words += look ? ['Look at (the report tells more; `istseg explain NAME` says what a check means):'] + look : []
     if (failures) {
         words += ["${failures.size()} ${failures.size() == 1 ? 'task' : 'tasks'} failed; the samples concerned are marked in the report, the others are complete:"] + told
     }

@@ -48,10 +48,9 @@ def _top(result: Result) -> float:
     return float(result.sample.height_px * result.sample.pixel_size_um / PIXEL_UM)
 
 
-def _coordinates(result: Result, local: np.ndarray, before: str = "", unit: str = "px") -> dict[str, np.ndarray]:
-    x, y = ("CenterX", "CenterY") if before else ("x", "y")
+def _coordinates(result: Result, local: np.ndarray, x: str = "x", y: str = "y") -> dict[str, np.ndarray]:
     values = local[:, 0], local[:, 1], local[:, 0], _top(result) - local[:, 1]
-    names = f"{x}_local_{unit}", f"{y}_local_{unit}", f"{x}_global_{unit}", f"{y}_global_{unit}"
+    names = f"{x}_local_px", f"{y}_local_px", f"{x}_global_px", f"{y}_global_px"
     return {name: np.round(value, 4) for name, value in zip(names, values, strict=True)}
 
 
@@ -79,7 +78,7 @@ def _metadata(result: Result, numbers: np.ndarray, path: Path) -> None:
             "cell": _names(numbers),
             "Area": np.round(shapely.area(polygons)).astype(np.int64),
             "AspectRatio": np.round(wide / np.maximum(high, 1e-9), 2),
-            **_coordinates(result, centres, "Center"),
+            **_coordinates(result, centres, "CenterX", "CenterY"),
             "Width": np.round(wide).astype(np.int64),
             "Height": np.round(high).astype(np.int64),
             **means,
