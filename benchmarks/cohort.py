@@ -1,0 +1,102 @@
+"""Make the report of a simulated cohort of eight samples through the whole pipeline, and open it in Chromium: size, first paint, console, screenshots.
+
+Tissue of several qualities, one sample without membrane stain, one of a few cells, and one whose table of transcripts is damaged, so that it fails.
+
+    python benchmarks/cohort.py --outdir results/cohort --pictures results/cohort/pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from browser import look
+from real_data import ROOT, nextflow
+
+LIMIT_BYTES, LIMIT_PAINT_MS = 25e6, 1000
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A sample: its name, platform, side in µm, options of `istseg simulate`, and whether its transcripts are damaged."""
+
+    name: str
+    platform: str = "merscope"
+    side_um: int = 170
+    options: tuple[str, ...] = ()
+    damaged: bool = False
+
+
+COHORT = (
+    Planned("control_1"),
+    Planned("control_2", options=("--stains", "Cellbound1;Cellbound2;PolyT")),
+    Planned("broken_contours", options=("--degraded-fraction", "0.6")),
+    Planned("few_transcripts", options=("--transcripts-per-um2", "0.08")),
+    Planned("autofluorescent", options=("--autofluorescence", "0.7")),
+    Planned("no_membrane", "cosmx", options=("--stains", "none")),
+    Planned("few_cells", side_um=60),
+    Planned("damaged", side_um=60, damaged=True),
+)
+
+
+def simulate(folder: Path) -> Path:
+    """Write the raw folders that are not there yet; gives the samplesheet."""
+    for seed, sample in enumerate(COHORT, 11):
+        out = folder / sample.name
+        if (out / "raw").is_dir():
+            continue
+        size = ("--width-um", str(sample.side_um), "--height-um", str(sample.side_um))
+        command = ["istseg", "simulate", "--out", str(out), "--platform", sample.platform, *size, "--planes", "1", "--seed", str(seed), *sample.options]
+        subprocess.run(command, check=True)
+        if sample.damaged:
+            damage(out / "raw" / "detected_transcripts.csv")
+    sheet = folder / "samplesheet.csv"
+    with open(sheet, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["sample", "platform", "path"])
+        writer.writerows((s.name, s.platform, folder / s.name / "raw") for s in COHORT)
+    return sheet
+
+
+def damage(table: Path) -> None:
+    """Take the coordinates out of every fifth row: headers look well, the contents do not."""
+    with open(table, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows[::5]:
+        row["global_x"] = row["global_y"] = ""
+    with open(table, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--outdir", type=Path, default=ROOT / "results" / "cohort")
+    parser.add_argument("--pictures", type=Path, help="Folder for screenshots in light and dark.")
+    parser.add_argument("extra", nargs="*", help="More arguments for `nextflow run`, after `--`.")
+    options = parser.parse_args()
+    outdir = options.outdir.resolve()
+    sheet = simulate(outdir / "raw")
+    start = time.monotonic()
+    command = [nextflow(), "run", str(ROOT), "--input", str(sheet), "--outdir", str(outdir), "-work-dir", str(outdir / "work"), "-resume", *options.extra]
+    done = subprocess.run(command, cwd=outdir)
+    if not done.returncode:
+        sys.exit("the damaged sample did not fail")
+    report = outdir / "report.html"
+    if not report.exists():
+        sys.exit(done.returncode)
+    print(f"pipeline: {time.monotonic() - start:.0f} s")
+    seen = look(report, options.pictures)
+    print(seen.table())
+    if seen.size > LIMIT_BYTES or seen.paint_ms > LIMIT_PAINT_MS or seen.said:
+        sys.exit("beyond the limits: 25 MB, first paint after 1 s, nothing in the console")
+
+
+if __name__ == "__main__":
+    main()
