@@ -6,7 +6,7 @@ include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
 include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
 include { write_manifest } from './workflows/manifest'
-include { closing_words ; failures_of ; run_record ; tasks_of ; this_run } from './workflows/summary'
+include { closing_words ; failures_of ; mark_failed ; run_record ; tasks_of ; this_run } from './workflows/summary'
 
 workflow {
     main:
@@ -75,6 +75,8 @@ workflow {
         REPORT(run_json, ISTSEG.out.preflight.mix(ISTSEG.out.records).toList(), limits)
 
         workflow.onComplete = {
+            def failures = failures_of(tasks_of(trace))
+            mark_failed(rows.collect { row -> row.sample }, workflow, params.outdir, failures)
             // What is published is whole now. Without a run.json of this run nothing was run.
             def record = file("${params.outdir}/pipeline_info/run.json", glob: false)
             def unwritten = null
@@ -86,7 +88,7 @@ workflow {
                     unwritten = "outputs.json, checksums.sha256 and ro-crate-metadata.json could not be written: ${problem}"
                 }
             }
-            println("\n${closing_words(workflow, params.outdir, failures_of(tasks_of(trace)))}${unwritten ? "\nWARNING: ${unwritten}" : ''}")
+            println("\n${closing_words(workflow, params.outdir, failures)}${unwritten ? "\nWARNING: ${unwritten}" : ''}")
         }
     }
 }

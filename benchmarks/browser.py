@@ -21,6 +21,10 @@ ARGUMENTS = [
     )
 ]
 WIDTH, HEIGHT = 1366, 900
+LONG_TASKS = """
+window.tasks = [];
+new PerformanceObserver((list) => list.getEntries().forEach((e) => window.tasks.push(e.duration))).observe({ type: "longtask", buffered: true });
+"""
 
 
 @dataclass
@@ -39,10 +43,16 @@ class Seen:
 
     def table(self) -> str:
         """One row for people."""
-        return (
-            "| size, MB | first paint, ms | ready, ms | figures | longest task while scrolling, ms | JavaScript memory, MB | console |\n|---:|---:|---:|---:|---:|---:|---|\n"
-            f"| {self.size / 1e6:.1f} | {self.paint_ms:.0f} | {self.ready_ms:.0f} | {self.figures} | {self.slowest_ms:.0f} | {self.heap_bytes / 1e6:.0f} | {'; '.join(self.said) or 'nothing'} |"
-        )
+        columns = {
+            "size, MB": f"{self.size / 1e6:.1f}",
+            "first paint, ms": f"{self.paint_ms:.0f}",
+            "ready, ms": f"{self.ready_ms:.0f}",
+            "figures": str(self.figures),
+            "longest task while scrolling, ms": f"{self.slowest_ms:.0f}",
+            "JavaScript memory, MB": f"{self.heap_bytes / 1e6:.0f}",
+            "console": "; ".join(self.said) or "nothing",
+        }
+        return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), columns.values()))
 
 
 def look(report: Path, pictures: Path | None = None, schemes: tuple[str, ...] = ("light", "dark")) -> Seen:
@@ -67,9 +77,7 @@ def look(report: Path, pictures: Path | None = None, schemes: tuple[str, ...] = 
             page.on("console", lambda m: seen.said.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda e: seen.said.append(str(e)))
             page.on("request", lambda r: seen.said.append(f"asked for {r.url[:80]}") if not r.url.startswith(("file:", "data:", "blob:")) else None)
-            page.add_init_script(
-                "window.tasks = []; new PerformanceObserver((l) => l.getEntries().forEach((e) => window.tasks.push(e.duration))).observe({type: 'longtask', buffered: true})"
-            )
+            page.add_init_script(LONG_TASKS)
             page.goto(report.resolve().as_uri())
             page.wait_for_timeout(500)
             if not number:

@@ -110,6 +110,24 @@ def to_look_at(report_json) {
     }
 }
 
+// FAILED.txt in the folder of each sample that failed: files of an earlier run may lie beside it, and nothing is deleted that somebody may need. It goes when the sample is whole again.
+def mark_failed(names, run, outdir, failures) {
+    if (failures.any { failure -> failure.stage == 'preflight' }) {
+        return
+    }
+    names.each { name ->
+        def mine = failures.findAll { failure -> failure.sample in [name, 'cohort'] && !failure.segmentation }
+        def mark = file("${outdir}/${name}/FAILED.txt", glob: false)
+        if (mine && mark.parent.exists()) {
+            def told = mine.collect { failure -> "${failure.stage}: ${failure.message}" }.join('\n')
+            mark.text = "This sample failed in the run ${run.runName}, started ${run.start}. Files here that are older than that are of an earlier run.\n\n${told}\n"
+        }
+        else if (!mine && (run.success || failures)) {
+            mark.delete()
+        }
+    }
+}
+
 // Text at the end of a run.
 def closing_words(run, outdir, failures) {
     def report = file("${outdir}/report.html", glob: false)

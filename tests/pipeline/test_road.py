@@ -161,6 +161,9 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
     assert "MERGE (b)" in closing
     assert "made to fail: mend it" in closing
     assert merged["b", "1"]["workdir"] in closing
+    mark = (run.outdir / "b" / "FAILED.txt").read_text()
+    assert "merge: made to fail: mend it" in mark and "earlier run" in mark
+    assert not (run.outdir / "a" / "FAILED.txt").exists()
     assert "MERGE (a)" not in closing
 
     flag.touch()
@@ -168,6 +171,7 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
     done = {(row["process"], row["tag"]) for row in again.trace() if row["status"] == "COMPLETED"}
     assert done == {("MERGE", "b"), ("ASSIGN", "b istseg"), ("ASSESS", "b istseg"), ("REGIONS", "b"), ("EXPORT", "b"), ("REPORT", "all samples")}
     assert "b/istseg/counts.h5ad" in again.files()
+    assert "b/FAILED.txt" not in again.files()
     assert again.record()["failures"] == []
 
 

@@ -115,6 +115,18 @@ def test_the_json_holds_the_metrics_unchanged(whole):
     assert f"{100 * rate:.1f}" in page.text
 
 
+def test_focus_and_seams_are_those_of_the_tiles(whole):
+    folder, record, page, _ = whole
+    expected = json.loads((folder / "results" / "brain" / "tile" / "tiles" / "tiles.json").read_text())["stains"]
+    assert record["samples"][0]["tiles"]["stains"] == expected
+    shown = dict(page.numbers)
+    for k, stain in enumerate(expected):
+        assert json.loads(shown[f"/samples/0/tiles/stains/{k}/focus/blur_um"]) == stain["focus"]["blur_um"]
+        assert json.loads(shown[f"/samples/0/tiles/stains/{k}/focus/out_of_focus"]) == stain["focus"]["out_of_focus"]
+    assert json.loads(shown["/samples/0/tiles/stains/1/seams/excess"]) == expected[1]["seams"]["excess"]
+    assert "/samples/0/tiles/stains/0/seams/excess" not in shown, "fields are not known"
+
+
 def test_segmentations_side_by_side_and_their_agreement(whole):
     _, record, page, metrics = whole
     comparison = record["samples"][0]["comparison"]

@@ -86,6 +86,30 @@ def test_every_figure_is_drawn_without_errors(open_page, scheme):
     assert (int(text.split("(")[1].split(",")[0]) < 128) == (scheme == "light")
 
 
+@pytest.mark.slow
+def test_300000_cells_are_read_smoothly(browser, tmp_path):
+    """All cells are in the embedding, so what is drawn must be thinned."""
+    made.write_whole(tmp_path / "results", "big", 0, ("istseg",), n_cells=300_000, n_umap=300_000, side=1500)
+    report.run(run_json=made.write_run(tmp_path, ["big"]), results=tmp_path / "results", out=tmp_path / "report")
+    path = tmp_path / "report" / "report.html"
+    assert path.stat().st_size < 12e6
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    said = []
+    page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.goto(path.as_uri())
+    assert {"s0-umap-0-flag", "s0-map-0"} <= read_through(page)
+    # 300 ms on a machine of its own.
+    assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 3000
+    assert page.evaluate("performance.memory.usedJSHeapSize") < 250e6
+    page.evaluate("document.querySelector('[data-figure=s0-umap-0-flag]').scrollIntoView()")
+    page.wait_for_function("document.querySelector('[data-figure=s0-umap-0-flag]').data?.length > 0")
+    points = page.evaluate("document.querySelector('[data-figure=s0-umap-0-flag]')._fullData.reduce((n, t) => n + t.x.length, 0)")
+    assert 3000 < points <= 5000
+    assert said == []
+    page.close()
+
+
 def test_far_webgl_figures_are_released(open_page):
     page = open_page()
     page.evaluate("document.querySelector('[data-figure=s0-umap-0-flag]').scrollIntoView()")
