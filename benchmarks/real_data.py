@@ -2,13 +2,14 @@
 
 The samples are not in the repository: `ISTSEG_REAL_DATA` names their folder (default ../shared/data). Results and pictures go to `--outdir`.
 
-    python benchmarks/real_data.py --outdir results/real
+    python benchmarks/real_data.py --outdir results/real --pictures results/real/pictures
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from browser import look
 from istseg.artifacts.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +56,7 @@ def run(outdir: Path, data: Path, extra: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outdir", type=Path, default=ROOT / "results" / "real")
+    parser.add_argument("--pictures", type=Path, help="Folder for screenshots of the report in light and dark.")
     parser.add_argument("extra", nargs="*", help="More arguments for `nextflow run`, after `--`.")
     options = parser.parse_args()
     data = Path(os.environ.get("ISTSEG_REAL_DATA", ROOT.parent / "shared" / "data")).resolve()
@@ -78,7 +81,16 @@ def main() -> None:
                 f"| {share(m.flags['spurious_rate'])} | {share(m.flags['inconsistent_rate'])} | {share(m.transcripts['fraction_in_cells'])} "
                 f"| {median('n_transcripts')} | {median('area_um2')} |"
             )
-    print(f"\nAll three: {first:.0f} s; again with -resume: {again:.0f} s.")
+    report = json.loads((outdir / "report.json").read_text())
+    print("\n| sample | stain | edge blur, µm | out of focus | squares |\n|---|---|---:|---:|---:|")
+    for sample in report["samples"]:
+        for stain in sample["tiles"]["stains"]:
+            focus = stain["focus"]
+            print(f"| {sample['sample']} | {stain['name']} | {focus['blur_um']:.2f} | {share(focus['out_of_focus'])} | {focus['n_squares']} |")
+    for model in report["models"]:
+        print(f"\nModel {model['name']}, sha256 {model['sha256']}.")
+    print(f"All three: {first:.0f} s; again with -resume: {again:.0f} s.\n")
+    print(look(outdir / "report.html", options.pictures).table())
 
 
 if __name__ == "__main__":
