@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from browser import look
+
 from istseg.artifacts.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
