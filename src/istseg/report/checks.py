@@ -165,6 +165,8 @@ def _worst_stain(found: Found, figures: list[tuple[str, float]], why: str) -> Va
     """The largest of the figures by stain."""
     if found.tiles is None:
         return None, "not tiled"
+    if not found.tiles.stains:
+        return None, "cut into tiles by a version that did not measure it"
     if not figures:
         return None, why
     name, value = max(figures, key=lambda f: f[1])
