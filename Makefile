@@ -53,8 +53,8 @@ site: setup ## build the documentation as a site below site/ (its programs below
 		$$uv pip sync -q --require-hashes --python .istseg/site/bin/python docs/requirements.lock
 	@.istseg/site/bin/mkdocs build -q && echo "site: open site/index.html in a browser"
 
-lock: setup ## resolve pyproject.toml again into requirements.lock
-	@uv=$$(command -v uv || echo .istseg/bootstrap/bin/uv); $$uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.lock
+lock: setup ## resolve pyproject.toml again into requirements.lock and the locks of the images
+	@bin/lock
 
 clean: ## remove results and work folders (keeps .venv and Nextflow)
 	@rm -rf results work .nextflow .nextflow.log* .istseg/demo .pytest_cache .ruff_cache

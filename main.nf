@@ -2,9 +2,10 @@
  * istseg: raw MERSCOPE and CosMx folders in; cells, counts and one report out.
  * Reads parameters and samplesheet, checks them, runs the road (workflows/istseg.nf), writes the report and says how it ended.
  */
+include { CANARY ; canary_table } from './workflows/canary'
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
-include { check_params ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
+include { check_params ; check_site ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
 include { write_manifest } from './workflows/manifest'
 include { closing_words ; failures_of ; mark_failed ; run_record ; tasks_of ; this_run } from './workflows/summary'
 
@@ -14,6 +15,17 @@ workflow {
     schema = read_schema(schema_file)
     if (params.help) {
         println(help_text(schema))
+    }
+    else if (params.canary) {
+        wrong_site = check_site(plain_params(params, schema))
+        if (wrong_site) {
+            error("${wrong_site.size()} problem(s) found before the start, nothing was run:\n  - ${wrong_site.join('\n  - ')}")
+        }
+        CANARY()
+        canary_trace = file(nextflow.Global.session.config.trace.file, glob: false)
+        workflow.onComplete = {
+            println("\n${canary_table(canary_trace, params.outdir)}")
+        }
     }
     else {
         settings = plain_params(params, schema)
@@ -48,6 +60,7 @@ workflow {
             schema_file,
             [
                 tiles_per_task: params.tiles_per_task,
+                task_minutes: params.task_minutes,
                 teacher: params.teacher,
                 nuclei_weights: params.nuclei_weights ? file(params.nuclei_weights, glob: false) : [],
                 cyto_weights: params.cyto_weights ? file(params.cyto_weights, glob: false) : [],

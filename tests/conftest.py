@@ -81,9 +81,9 @@ class Nextflow:
             command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
         )
 
-    def run(self, *args: object, parser: str = "v1", outdir: str = "out", ok: bool = True, **options: object) -> Run:
+    def run(self, *args: object, parser: str = "v1", outdir: str = "out", ok: bool = True, env: dict[str, str] | None = None, **options: object) -> Run:
         """`nextflow run` of this pipeline; fails the test when the run fails and `ok` is True."""
-        done = self.call("run", ROOT, "--outdir", outdir, *args, env={"NXF_SYNTAX_PARSER": parser}, **options)
+        done = self.call("run", ROOT, "--outdir", outdir, *args, env={"NXF_SYNTAX_PARSER": parser, **(env or {})}, **options)
         if ok and done.returncode:
             pytest.fail(f"nextflow ended with {done.returncode}\n{done.stdout}", pytrace=False)
         return Run(done.returncode, done.stdout, self.folder, self.folder / outdir)

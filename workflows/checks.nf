@@ -149,8 +149,37 @@ def check_together(given) {
     if (given.contain instanceof Number && given.intersect instanceof Number && given.intersect >= given.contain) {
         problems += ["--intersect: must be below --contain (${given.contain}), it is ${given.intersect}."]
     }
+    problems += check_site(given)
     if (!workflow.containerEngine && !has_command()) {
         problems += ["istseg: is neither in ${projectDir}/.venv nor on PATH; run `make setup` in ${projectDir}, or use a profile with containers (docker, podman, apptainer, singularity)."]
+    }
+    return problems
+}
+
+// What the site's scheduler or cloud needs, and what it would silently leave out.
+def check_site(given) {
+    def executor = nextflow.Global.session.config.process.executor ?: 'local'
+    def needed = [awsbatch: ['queue', 'aws_region'], azurebatch: ['queue', 'azure_location'], 'google-batch': ['google_project', 'google_location'], k8s: ['k8s_claim']]
+    def understood = [
+        qos: ['slurm'],
+        account: ['slurm', 'lsf', 'sge', 'pbspro'],
+        array_size: ['slurm', 'lsf', 'sge', 'pbspro', 'awsbatch', 'google-batch'],
+        cluster_options: ['slurm', 'lsf', 'sge', 'pbspro'],
+        gpu_options: ['slurm', 'lsf', 'sge', 'pbspro'],
+    ]
+    def roots = [awsbatch: 's3', azurebatch: 'az', 'google-batch': 'gs']
+    def problems = (needed[executor] ?: []).findAll { name -> !given[name] }.collect { name -> "--${name}: ${executor} needs it." }
+    problems += understood.findAll { name, executors -> given[name] && !(executor in executors) }.collect { name, executors ->
+        "--${name}: the executor ${executor} does not understand it (${executors.join(', ')} do); leave it out or choose another profile."
+    }
+    if (roots[executor] && workflow.workDir.scheme != roots[executor]) {
+        problems += ["-work-dir: ${executor} needs a folder in its storage (${roots[executor]}://...), it is ${workflow.workDir.toUriString()}."]
+    }
+    if (roots[executor] && given.container_registry?.toString()?.startsWith('localhost')) {
+        problems += ["--container_registry: ${executor} cannot reach images of this machine (${given.container_registry}); push them to a registry that it can reach."]
+    }
+    if (given.container_registry?.toString()?.startsWith('/') && !(workflow.containerEngine in [null, 'apptainer', 'singularity'])) {
+        problems += ["--container_registry: ${given.container_registry} is a folder with image files, which only apptainer and singularity take; ${workflow.containerEngine} needs a registry."]
     }
     return problems
 }

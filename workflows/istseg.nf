@@ -18,7 +18,7 @@ include { COEXPRESSION } from '../modules/coexpression/main'
 include { REGIONS   } from '../modules/regions/main'
 include { EXPORT    } from '../modules/export/main'
 include { COMPARATORS   } from './comparators'
-include { whole_samples } from './batches'
+include { tiles_of_a_task ; whole_samples } from './batches'
 
 workflow ISTSEG {
     take:
@@ -34,13 +34,17 @@ workflow ISTSEG {
     annotated = annotations.filter { meta, truth, unit -> truth }.toList()
     PREFLIGHT(samplesheet, listed.map { all -> all.collect { meta, raw -> meta.subMap('id', 'raw_state') } }, listed.map { all -> all.collect { meta, raw -> raw } }, annotated.map { all -> all.collect { meta, truth, unit -> meta.id } }, annotated.map { all -> all.collect { meta, truth, unit -> truth } }, settings, schema, options.base_model, options.nuclei_weights, options.cyto_weights, options.genesegnet_weights, options.limits, options.marker_pairs, options.markers)
 
-    // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again.
-    CONVERT(samples.combine(PREFLIGHT.out.json).map { meta, raw, passed -> [meta, raw] })
+    // Nothing starts before preflight passed; its file is no input, so that a new sample does not make the others run again. What it measured of a sample goes into `meta.size`, by
+    // which tasks ask for memory and time.
+    sizes_by_id = PREFLIGHT.out.json.map { json -> sizes_of(json) }
+    sized = samples.combine(sizes_by_id).map { meta, raw, by_id -> [meta + [size: by_id[meta.id]], raw] }
+    truths = annotations.combine(sizes_by_id).map { meta, truth, unit, by_id -> [meta + [size: by_id[meta.id]], truth, unit] }
+    CONVERT(sized)
     TILE(CONVERT.out.sample.join(CONVERT.out.zarr))
 
     // e.g. [meta, 0, 3, [t000_000, t000_001]]: batch 0 of 3
     batches = TILE.out.tiles.flatMap { meta, tiles ->
-        def groups = tiles.toSorted { tile -> tile.name }.collate(options.tiles_per_task)
+        def groups = tiles.toSorted { tile -> tile.name }.collate(options.tiles_per_task ?: tiles_of_a_task(meta.size, options.task_minutes))
         groups.withIndex().collect { group, number -> [meta, number, groups.size(), group] }
     }
     tiles = batches.map { meta, number, n, group -> [meta, number, group] }
@@ -56,13 +60,13 @@ workflow ISTSEG {
     CURATE(tiles.join(TEACH.out.labels, by: [0, 1]).combine(thresholds, by: 0))
 
     // [meta, weights] for each sample
-    models = samples.map { meta, raw -> [meta, options.base_model] }
+    models = sized.map { meta, raw -> [meta, options.base_model] }
     trained = channel.empty()
     if (options.finetune != 'none') {
         lessons = options.finetune == 'sample' ? whole_samples(CURATE.out.patches, sizes) : cohort(whole_samples(CURATE.out.patches, sizes))
         TRAIN(lessons, options.base_model)
         trained = TRAIN.out.records
-        models = options.finetune == 'sample' ? TRAIN.out.model : samples.map { meta, raw -> meta }.combine(TRAIN.out.model.map { meta, model -> model })
+        models = options.finetune == 'sample' ? TRAIN.out.model : sized.map { meta, raw -> meta }.combine(TRAIN.out.model.map { meta, model -> model })
     }
     SEGMENT(tiles.combine(models, by: 0))
     MERGE(TILE.out.index.join(whole_samples(SEGMENT.out.cells, sizes)).join(whole_samples(TEACH.out.labels, sizes)).join(thresholds))
@@ -107,7 +111,7 @@ workflow ISTSEG {
         .map { meta, segmentation, polygons, table -> [meta, [segmentation, polygons, table]] }
         .groupTuple()
         .map { meta, all -> [meta] + all.toSorted { one -> one[0] }.transpose() }
-    COMPARE(assigned.join(CONVERT.out.sample).join(annotations).filter { values -> values[1].size() > 1 || values[5] })
+    COMPARE(assigned.join(CONVERT.out.sample).join(truths).filter { values -> values[1].size() > 1 || values[5] })
     assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
     REGIONS(assigned.map { values -> values.take(3) }.join(TILE.out.folder).join(MERGE.out.nuclei).join(assessed).join(colours))
     if (options.exports) {
@@ -126,10 +130,15 @@ workflow ISTSEG {
     records
 }
 
+// Sample -> what preflight measured of it.
+def sizes_of(json) {
+    return new groovy.json.JsonSlurper().parse(json).samples.collectEntries { sample -> [sample.sample, sample.size] }
+}
+
 // One lesson from the patches of all samples that are whole.
 def cohort(patches) {
     return patches
         .toSortedList { a, b -> a[0].id <=> b[0].id }
         .filter { all -> all }
-        .map { all -> [[id: 'cohort'], all.collectMany { meta, folders -> folders }] }
+        .map { all -> [[id: 'cohort', size: null], all.collectMany { meta, folders -> folders }] }
 }

@@ -8,7 +8,7 @@
 process ASSESS {
     tag "${meta.id} ${segmentation}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(segmentation), path(counts, stageAs: 'input/assigned/*'), path(cells, stageAs: 'input/*'), path(merge_json, stageAs: 'input/merge.json'), path(sample_json, stageAs: 'input/sample.json'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(thresholds, stageAs: 'input/thresholds.json'), path(colours, stageAs: 'input/gene_colours.csv')

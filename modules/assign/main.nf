@@ -7,7 +7,7 @@
 process ASSIGN {
     tag "${meta.id} ${segmentation}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(segmentation), path(cells, stageAs: 'input/*'), path(labels, stageAs: 'input/*'), path(assignment, stageAs: 'input/*'), path(sample_json, stageAs: 'input/sample.json'), path(transcripts, stageAs: 'input/points.parquet')

@@ -8,7 +8,7 @@
 process BAYSOR {
     tag "${meta.id} ${method}"
     label 'process_high'
-    container "${params.container_registry}/istseg-baysor:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(prepared, stageAs: 'input/prepared')

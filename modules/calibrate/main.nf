@@ -7,7 +7,7 @@
 process CALIBRATE {
     tag "${meta.id}"
     label 'process_single'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(sketches, stageAs: 'input/?/*', arity: '1..*')

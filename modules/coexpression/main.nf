@@ -7,7 +7,7 @@
 process COEXPRESSION {
     tag "${meta.id}"
     label 'process_medium'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     // The command takes a store; of it this needs the transcripts only.

@@ -7,7 +7,7 @@
 process COMPARATOR_COLLECT {
     tag "${meta.id} ${method}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(prepared, stageAs: 'input/prepared'), path(output, stageAs: 'input/output'), path(sample_json, stageAs: 'input/sample.json'), path(transcripts, stageAs: 'input/points.parquet')

@@ -7,7 +7,7 @@
 process COMPARATOR_MERGE {
     tag "${meta.id} ${method}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(labels, stageAs: 'input/labels/*', arity: '1..*'), path(tiles_json, stageAs: 'input/tiles.json')

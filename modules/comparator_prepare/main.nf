@@ -7,7 +7,7 @@
 process COMPARATOR_PREPARE {
     tag "${meta.id} ${method}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(start, stageAs: 'input/start.cells.parquet'), path(sample_json, stageAs: 'input/sample.json'), path(transcripts, stageAs: 'input/points.parquet'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(labels, stageAs: 'input/labels.zarr')

@@ -8,7 +8,7 @@
 process COMPARATOR_TILES {
     tag "${meta.id} ${method} ${batch}"
     label 'process_gpu'
-    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
+    ext size: { meta.size }, tiles: { tiles.size() }
 
     input:
     tuple val(meta), val(method), val(batch), path(tiles, stageAs: 'input/tiles/*', arity: '1..*'), path(taught, stageAs: 'input/taught/*', arity: '1..*')

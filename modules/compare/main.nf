@@ -7,7 +7,7 @@
 process COMPARE {
     tag "${meta.id}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(segmentations), path(cells, stageAs: 'input/cells?/*', arity: '1..*'), path(transcripts, stageAs: 'input/transcripts?/*', arity: '1..*'), path(sample_json, stageAs: 'input/sample.json'), path(annotations, stageAs: 'input/annotations'), val(unit)

@@ -7,7 +7,7 @@
 process COMSEG {
     tag "${meta.id} ${method}"
     label 'process_low'
-    container "${params.container_registry}/istseg-comseg:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(prepared, stageAs: 'input/prepared')

@@ -7,7 +7,7 @@
 process CONVERT {
     tag "${meta.id}"
     label 'process_medium'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(raw, stageAs: 'input/raw')

@@ -7,7 +7,7 @@
 process CURATE {
     tag "${meta.id} ${batch}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }, tiles: { tiles.size() }
 
     input:
     tuple val(meta), val(batch), path(tiles, stageAs: 'input/tiles/*', arity: '1..*'), path(labels, stageAs: 'input/labels/*', arity: '1..*'), path(thresholds, stageAs: 'input/thresholds.json')

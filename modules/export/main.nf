@@ -7,7 +7,7 @@
 process EXPORT {
     tag "${meta.id}"
     label 'process_medium'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(sample_json, stageAs: 'input/sample.json'), path(zarr, stageAs: 'input/*'), path(merged, stageAs: 'input/merged/*'), path(assessed, stageAs: 'input/assessed'), path(transcripts, stageAs: 'input/transcripts.parquet')

@@ -7,7 +7,7 @@
 process MERGE {
     tag "${meta.id}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(tiles_json, stageAs: 'input/tiles.json'), path(cells, stageAs: 'input/cells/*', arity: '1..*'), path(teacher, stageAs: 'input/teacher/*', arity: '1..*'), path(thresholds, stageAs: 'input/thresholds.json')

@@ -9,7 +9,6 @@
 process PREFLIGHT {
     tag "${samples.size()} samples"
     label 'process_gpu'
-    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
 
     input:
     path samplesheet, stageAs: 'input/samplesheet.csv'

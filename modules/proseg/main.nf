@@ -7,7 +7,7 @@
 process PROSEG {
     tag "${meta.id} ${method}"
     label 'process_medium'
-    container "${params.container_registry}/istseg-proseg:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(method), path(prepared, stageAs: 'input/prepared')

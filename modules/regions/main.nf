@@ -7,7 +7,7 @@
 process REGIONS {
     tag "${meta.id}"
     label 'process_single'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), val(segmentations), path(cells, stageAs: 'input/cells?/*', arity: '1..*'), path(tiles, stageAs: 'input/tiles'), path(nuclei, stageAs: 'input/nuclei.parquet'), path(assessed, stageAs: 'input/assessed'), path(colours, stageAs: 'input/gene_colours.csv')

@@ -7,7 +7,6 @@
 process REPORT {
     tag "all samples"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
 
     input:
     path run_json, stageAs: 'input/run.json'

@@ -7,7 +7,7 @@
 process SEGMENT {
     tag "${meta.id} ${batch}"
     label 'process_gpu'
-    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
+    ext size: { meta.size }, tiles: { tiles.size() }
 
     input:
     tuple val(meta), val(batch), path(tiles, stageAs: 'input/tiles/*', arity: '1..*'), path(model, stageAs: 'input/model/*')

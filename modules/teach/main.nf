@@ -8,7 +8,7 @@
 process TEACH {
     tag "${meta.id} ${batch}"
     label 'process_gpu'
-    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
+    ext size: { meta.size }, tiles: { tiles.size() }
 
     input:
     tuple val(meta), val(batch), path(tiles, stageAs: 'input/tiles/*', arity: '1..*'), path(vendor_cells, stageAs: 'input/vendor_cells.parquet')

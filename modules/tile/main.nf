@@ -7,7 +7,7 @@
 process TILE {
     tag "${meta.id}"
     label 'process_low'
-    container "${params.container_registry}/istseg-core:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(sample_json, stageAs: 'input/sample.json'), path(zarr, stageAs: 'input/*')

@@ -7,7 +7,7 @@
 process TRAIN {
     tag "${meta.id}"
     label 'process_gpu'
-    container "${params.container_registry}/istseg-${params.gpu ? 'cuda' : 'core'}:${params.container_tag}"
+    ext size: { meta.size }
 
     input:
     tuple val(meta), path(patches, stageAs: 'input/?/*', arity: '1..*')

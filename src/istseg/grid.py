@@ -14,6 +14,12 @@ WINDOW_WPX = 512
 DEFAULT_WORKING_UM = 0.253
 """Size of a working pixel in µm."""
 
+DEFAULT_TILE_UM = 750.0
+"""Side of a tile's core in µm."""
+
+DEFAULT_OVERLAP_UM = 32.384
+"""Overlap of neighbouring windows in µm: 128 working pixels."""
+
 Box = tuple[int, int, int, int]
 
 
@@ -89,6 +95,10 @@ class WindowGrid:
         """All tiles of n × n windows, row by row."""
         gh, gw = self.shape
         return [(ty, tx) for ty in range(ceil(gh / n)) for tx in range(ceil(gw / n))]
+
+    def windows_across(self, tile_um: float, working_um: float) -> int:
+        """Windows along the side of a tile whose core is at least `tile_um` wide."""
+        return max(ceil(tile_um / (self.stride * working_um) - 1e-6), 1)
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

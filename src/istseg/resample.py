@@ -11,7 +11,8 @@ from math import ceil
 
 import numpy as np
 
-from istseg.grid import Box
+from istseg.errors import InputError
+from istseg.grid import Box, WindowGrid
 
 _STRIP_FULL_ROWS = 2048
 _TOLERANCE = 1e-6
@@ -20,6 +21,29 @@ _TOLERANCE = 1e-6
 def working_size(n_full: int, factor: float) -> int:
     """Number of working pixels that cover `n_full` full pixels; a remainder of less than a millionth of a pixel makes no pixel of its own."""
     return max(ceil(n_full / factor - _TOLERANCE), 1)
+
+
+def sample_grid(height_px: int, width_px: int, factor: float, working_um: float, overlap_um: float) -> WindowGrid:
+    """The grid of a sample.
+
+    Parameters
+    ----------
+    height_px, width_px
+        Full-resolution mosaic.
+    factor
+        Full-resolution pixels per working pixel.
+    working_um, overlap_um
+        Size of a working pixel and overlap of neighbouring windows, µm.
+
+    Raises
+    ------
+    InputError
+        If the overlap is wider than half a window.
+    """
+    try:
+        return WindowGrid(working_size(height_px, factor), working_size(width_px, factor), 2 * round(overlap_um / working_um / 2))
+    except ValueError as error:
+        raise InputError(f"overlap_um {overlap_um} at working_um {working_um}: {error}. Choose a smaller overlap or larger working pixels.") from None
 
 
 def taps(start: int, stop: int, factor: float, n_full: int) -> tuple[np.ndarray, np.ndarray]:

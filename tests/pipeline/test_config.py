@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from istseg import __version__
 from istseg.cli import app, comparator_app
 from istseg.comparators import METHODS, NAMES, PROGRAM
 
@@ -49,7 +48,9 @@ NOT_OPTIONS = set(
     ]
 )
 NOT_OPTIONS |= {
-    "checksums", "check_orientation", "max_cpus", "max_memory", "max_time", "cluster_options",
+    "check_orientation", "max_cpus", "max_memory", "max_time", "task_minutes", "canary",
+    "queue", "gpu_queue", "account", "qos", "gpu_type", "gpu_options", "cluster_options", "penv", "array_size",
+    "aws_region", "google_project", "google_location", "azure_location", "k8s_claim", "k8s_namespace",
     "container_registry", "container_tag",
     "proseg_init", "baysor", "baysor_min_molecules", "coexpression", "genesegnet_weights",
 }  # fmt: skip
@@ -77,7 +78,7 @@ def options_of_commands() -> dict[str, dict[str, Option]]:
             default = None if parameter.default is inspect.Parameter.empty else getattr(parameter.default, "value", parameter.default)
             options[name] = Option(default, option.min, option.max, "Path" in str(kind))
     # Commands beside the pipeline; it runs coexpression with the defaults.
-    for name in ("simulate", "pretrain", "stress", "coexpression", "samplesheet", "subset", "explain", "view"):
+    for name in ("simulate", "pretrain", "stress", "coexpression", "doctor", "samplesheet", "subset", "explain", "view"):
         del found[name]
     return found
 
@@ -175,33 +176,6 @@ def test_every_option_of_the_commands_can_be_set_or_is_an_artifact():
             assert name in named | WIRED or option.is_path, f"istseg {command} --{name} cannot be set by a parameter"
 
 
-@pytest.mark.parametrize(
-    ("profile", "expected"),
-    [
-        ("standard", {"process.executor": "local"}),
-        ("slurm", {"process.executor": "slurm", "params.max_cpus": 64}),
-        ("gpu", {"params.gpu": True}),
-        ("slurm,gpu", {"process.executor": "slurm", "params.gpu": True}),
-        ("docker", {"docker.enabled": True}),
-        ("podman,offline", {"podman.enabled": True, "podman.runOptions": "--pull=never"}),
-        ("apptainer", {"apptainer.enabled": True}),
-        ("singularity", {"singularity.enabled": True}),
-        ("demo", {"params.input": f"{ROOT}/assets/demo/samplesheet.csv", "params.max_cpus": 1}),
-        ("test", {"params.tile_um": 90.0}),
-    ],
-)
-def test_profile_resolves(nextflow_module, profile, expected):
-    config = nextflow_module.config(profile)
-    for path, value in expected.items():
-        found = config
-        for key in path.split("."):
-            found = found[key]
-        assert found == value, path
-    assert config["process"]["withLabel:process_gpu"]["maxForks"] == {"gpu": 1}.get(profile, 0)
-    assert config["manifest"]["version"] == __version__
-    assert "plugins" not in config
-
-
 def test_lint_is_clean():
     done = subprocess.run([ROOT / "bin" / "lint_nextflow"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -229,14 +203,16 @@ def test_every_module_is_complete():
         f"comparator_{c.name}": f"comparator {c.name}" for c in comparator_app.registered_commands
     }
     programs = {method.name: None for method in METHODS.values() if method.kind == PROGRAM}
-    assert {path.name for path in (ROOT / "modules").iterdir()} == {*commands, *programs}
+    assert {path.name for path in (ROOT / "modules").iterdir()} == {*commands, *programs, "canary"}
     for stage, command in {**commands, **programs}.items():
         text = (ROOT / "modules" / stage / "main.nf").read_text()
         assert text.startswith(f"/*\n * {stage.upper()}: ")
         call = f"istseg --expect-version ${{workflow.manifest.version}} {command} " if command else stage
-        for part in (" * in   ", " * out  ", "tag ", "label ", "container ", "stub:", call, "task.ext.args"):
+        for part in (" * in   ", " * out  ", "tag ", "label ", "stub:", call, "task.ext.args"):
             assert part in text, f"{stage}: lacks {part}"
         assert stage == "report" or "topic: versions" in text
+        assert stage in ("preflight", "report") or "    ext size: { meta.size }" in text, f"{stage}: cannot ask for memory by its sample"
+        assert "container " not in text, f"{stage}: images are named in conf/site.config"
         assert yaml.safe_load((ROOT / "modules" / stage / "meta.yml").read_text())["name"] == stage
 
 

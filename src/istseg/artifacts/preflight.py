@@ -36,6 +36,8 @@ class Resolved:
         Sentences for the user.
     annotations
         `path`, `cells`, `region` (whether there is one) of the annotated cells; None without.
+    size
+        How much work the sample is (`istseg.workload`); tasks ask for memory and time by it.
     """
 
     sample: str
@@ -54,6 +56,7 @@ class Resolved:
     disk_bytes: int
     warnings: list[str] = field(default_factory=list)
     annotations: dict[str, Any] | None = None
+    size: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

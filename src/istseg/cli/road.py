@@ -32,7 +32,7 @@ from istseg.cli.options import (
     app,
     pairs,
 )
-from istseg.grid import DEFAULT_WORKING_UM
+from istseg.grid import DEFAULT_OVERLAP_UM, DEFAULT_TILE_UM, DEFAULT_WORKING_UM
 
 
 @app.command()
@@ -97,8 +97,8 @@ def tile(
     zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert.")],
     out: Out,
     working_um: Annotated[float, typer.Option(min=0.05, max=2, help="Size of a working pixel, µm.")] = DEFAULT_WORKING_UM,
-    tile_um: Annotated[float, typer.Option(min=50, help="Side of a tile's core, µm; rounded up to whole windows.")] = 750.0,
-    overlap_um: Annotated[float, typer.Option(min=0, max=64, help="Overlap of neighbouring windows, µm; at least a cell's diameter.")] = 32.384,
+    tile_um: Annotated[float, typer.Option(min=50, help="Side of a tile's core, µm; rounded up to whole windows.")] = DEFAULT_TILE_UM,
+    overlap_um: Annotated[float, typer.Option(min=0, max=64, help="Overlap of neighbouring windows, µm; at least a cell's diameter.")] = DEFAULT_OVERLAP_UM,
     min_transcripts: Annotated[int, typer.Option(min=1, help="Transcripts that make a 24 µm square count as tissue.")] = 3,
 ) -> None:
     """Cut a converted sample into self-contained tiles at working resolution."""

@@ -1,4 +1,4 @@
-"""Commands beside the road: co-expression, stress, training of a base model, simulated samples."""
+"""Commands beside the road: doctor, co-expression, stress, training of a base model, simulated samples."""
 
 from __future__ import annotations
 
@@ -24,6 +24,30 @@ from istseg.cli.options import (
     numbers,
 )
 from istseg.grid import DEFAULT_WORKING_UM
+
+
+@app.command()
+def doctor(
+    device: Device = "cpu",
+    weights: Annotated[Optional[list[Path]], typer.Option(help="Files of weights whose checksums are told. Repeatable.")] = None,
+    assets: Annotated[Optional[Path], typer.Option(help="The pipeline's `assets/`. Default: that of the checkout, if this runs in one.")] = None,
+    disk: Annotated[Path, typer.Option(help="Folder whose free space counts.")] = Path("."),
+    min_disk_gb: Annotated[float, typer.Option(min=0, help="Least free space there, GB.")] = 1.0,
+    programs: Annotated[Optional[Path], typer.Option(help="Folder of the comparators' programs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine or container has of what istseg needs; exit status 1 when runs would fail."""
+    from rich.console import Console
+
+    from istseg import doctor as module
+
+    checks = list(module.examine(device=device, weights=weights, assets=assets, disk=disk, min_disk_gb=min_disk_gb, programs=programs))
+    if as_json:
+        typer.echo(module.as_json(checks))
+    else:
+        Console(soft_wrap=True).print(module.as_table(checks))
+    if any(check.state == module.BAD for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from istseg.artifacts.annotations import Frame
 from istseg.artifacts.preflight import Preflight, Resolved
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError, as_written
-from istseg.grid import DEFAULT_WORKING_UM
+from istseg.grid import DEFAULT_OVERLAP_UM, DEFAULT_TILE_UM, DEFAULT_WORKING_UM
 from istseg.progress import track
 from istseg.raw import open_raw, tables
 from istseg.raw.agreement import local_evidence
@@ -29,12 +29,13 @@ from istseg.raw.points import MAX_MICRON, gene_problem
 from istseg.report.checks import limits as report_limits
 from istseg.stages import compare
 from istseg.stages.convert import MAX_INVALID, MIN_INSIDE, WARN_INSIDE
+from istseg.workload import GZIP_GROWTH, workload
 
 _WARN_REPEATED = 0.01
 _PYRAMID = 4 / 3
 _COMPRESSED = 0.8
 """Microscope images shrink little; a cautious value for the estimate."""
-_GZIP_GROWTH = 4
+_TILING = {"working_um": DEFAULT_WORKING_UM, "tile_um": DEFAULT_TILE_UM, "overlap_um": DEFAULT_OVERLAP_UM}
 _WORKING_BYTES = 24
 """Per working pixel beside the stains: labels, fields, crops of tiles that overlap."""
 _COPIES = 2
@@ -153,6 +154,7 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | No
             found.append(f"{folder}: the teacher `vendor` needs the vendor's cells, and there are none. Choose another teacher.")
         _check_vendor_cells(folder, facts, values, found)
         annotated = _check_annotations(row, staged["annotations"] or sheet.parent / (row.annotations or ""), facts, values, found)
+        size = workload(facts, **{name: float(values.get(name) or default) for name, default in _TILING.items()})
     except InputError as error:
         found += error.problems
     except OSError as error:
@@ -177,6 +179,7 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | No
         disk_bytes=estimate_disk(facts, float(values.get("working_um") or DEFAULT_WORKING_UM)),
         warnings=facts.warnings,
         annotations=annotated,
+        size={name: round(value, 4) for name, value in size.items()},
     )
 
 
@@ -345,7 +348,7 @@ def estimate_disk(facts: Facts, working_um: float) -> int:
     channels, height, width = facts.shape
     network = sum(c.role != "other" for c in facts.channels)
     image = channels * height * width * 2 * _PYRAMID * _COMPRESSED
-    table = sum(p.stat().st_size * (_GZIP_GROWTH if tables.is_gzip(p) else 1) for p in facts.tables)
+    table = sum(p.stat().st_size * (GZIP_GROWTH if tables.is_gzip(p) else 1) for p in facts.tables)
     working = height * width * (facts.pixel_size_um / working_um) ** 2
     return int(image + 2 * table + working * (2 * 2 * network + _WORKING_BYTES))
 

@@ -25,7 +25,7 @@ from istseg.errors import InputError
 from istseg.grid import Box, WindowGrid, tile_id
 from istseg.progress import track
 from istseg.qc.stains import measure
-from istseg.resample import working_image, working_size
+from istseg.resample import sample_grid, working_image
 from istseg.tissue import TissueGrid, find_tissue, stained_squares
 
 log = logging.getLogger("istseg")
@@ -49,13 +49,8 @@ def run(*, sample_json: Path, zarr: Path, out: Path, working_um: float, tile_um:
     image = StainImage(zarr, sample)
     points = Points(zarr, sample)
     factor = working_um / sample.pixel_size_um
-    overlap = 2 * round(overlap_um / working_um / 2)
-    height, width = working_size(sample.height_px, factor), working_size(sample.width_px, factor)
-    try:
-        grid = WindowGrid(height, width, overlap)
-    except ValueError as error:
-        raise InputError(f"overlap_um {overlap_um} at working_um {working_um}: {error}. Choose a smaller overlap or larger working pixels.") from None
-    n = max(ceil(tile_um / (grid.stride * working_um) - 1e-6), 1)
+    grid = sample_grid(sample.height_px, sample.width_px, factor, working_um, overlap_um)
+    n = grid.windows_across(tile_um, working_um)
     tissue, genes = _tissue(sample, image, points, min_transcripts)
     if not tissue.own.any():
         raise InputError(
