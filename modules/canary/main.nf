@@ -77,9 +77,9 @@ process CANARY_SCRATCH {
     script:
     """
     folder=\${TMPDIR:-/tmp}
-    free=\$(df -P -k "\$folder" | awk 'NR == 2 { print \$4 }')
     head -c 10000000 /dev/zero > "\$folder/istseg.canary.\$\$" || { echo "\$folder cannot be written to"; exit 1; }
     rm "\$folder/istseg.canary.\$\$"
+    free=\$(df -P -k "\$folder" | awk 'NR == 2 { print \$4 }')
     [ "\$free" -gt 1000000 ] || { echo "\$folder has only \$((free / 1000)) MB free"; exit 1; }
     echo "\$folder, \$((free / 1000000)) GB free"
     """

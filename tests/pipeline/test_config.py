@@ -218,8 +218,12 @@ def test_every_module_is_complete():
 
 def test_processes_with_a_gpu_are_those_of_the_label():
     told = re.search(r"def gpu_processes\(\) \{\s*return \[(.*?)\]", (ROOT / "workflows" / "summary.nf").read_text())[1]
-    labelled = {re.search(r"^process (\w+)", text, re.M)[1] for path in ROOT.glob("modules/*/main.nf") if "label 'process_gpu'" in (text := path.read_text())}
-    assert set(re.findall(r"'(\w+)'", told)) == labelled
+    processes = [block for path in ROOT.glob("modules/*/main.nf") for block in re.split(r"^process ", path.read_text(), flags=re.M)[1:]]
+    labelled = {block.split()[0] for block in processes if "label 'process_gpu'" in block}
+    assert set(re.findall(r"'(\w+)'", told)) == labelled - {"CANARY_GPU"}
+    for name in ("site", "cluster", "gpu"):
+        limited = re.search(r"withName: '([A-Z_|]+)' \{\s*(//.*\s*)?maxForks", (ROOT / "conf" / f"{name}.config").read_text())[1]
+        assert set(limited.split("|")) == labelled, f"conf/{name}.config"
 
 
 def test_parameter_tables_of_the_docs_are_those_of_the_schema():

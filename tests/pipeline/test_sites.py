@@ -197,3 +197,24 @@ def test_a_job_that_no_scheduler_takes_ends_the_run(nextflow):
     run = nextflow.run("-c", "site.config", "-profile", "demo,slurm", "--queue", "nowhere", "-stub-run", ok=False, env={"PATH": path}, timeout=200)
     assert run.code != 0
     assert "invalid partition specified: nowhere" in run.text
+
+
+def test_canary_tells_what_a_site_cannot_do(nextflow):
+    """One thing is broken on purpose: the folder for temporary files. All else must be well, and the run must fail for it."""
+    (nextflow.folder / "site.config").write_text("process { withName: 'CANARY_SCRATCH' { beforeScript = 'export TMPDIR=/nowhere/tmp' } }\n")
+    run = nextflow.run("-c", "site.config", "-profile", "canary", ok=False)
+    assert run.code != 0
+    table = run.text.split("What this site can do:")[1]
+    told = {line[10:48].strip(): line[:8].strip() for line in table.splitlines() if line[2:8] in ("ok    ", "NOT OK")}
+    assert {name for name, state in told.items() if state == "NOT OK"} == {"temporary files have room"}
+    assert len(told) == 7
+    assert "/nowhere/tmp cannot be written to" in table
+    assert "-> Set TMPDIR" in table
+    assert "attempt 2 asked for 3 GB" in table
+    assert (run.outdir / "canary.txt").exists()
+
+
+def test_canary_of_a_site_where_all_is_well(nextflow):
+    run = nextflow.run("-profile", "canary")
+    assert "All well: the pipeline can run here." in run.text
+    assert "NOT OK" not in run.text
