@@ -61,6 +61,7 @@ CONDITIONS: dict[str, Condition] = (
     | {f"clean ring and cytoplasm, RNA kept {share:.0%}": Condition(2, _CLEAN, rna_kept=share) for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.0)}
     | {"DAPI and RNA": Condition(0, _CLEAN), "DAPI alone": Condition(0, _CLEAN, rna_kept=0.0)}
     | {f"clean ring, {share:.0%} of the contour of 30 % of the cells gone": Condition(1, _RING, gone=share) for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)}
+    | {f"clean ring, granules {light:g} as bright": Condition(1, replace(_RING, own_light=light)) for light in (0.3, 1.0)}
 )
 
 

@@ -17,6 +17,7 @@ KINDS = {"ring": 0.30, "cytoplasm": 0.24, "nucleus and cytoplasm": 0.15, "neurop
 """Kinds of stains and how often each is drawn."""
 RING, CYTOPLASM, NUCLEUS_AND_CYTOPLASM, NEUROPIL, STRANDS, NEARLY_EMPTY, PUNCTA = range(len(KINDS))
 CELL_TYPES = 5
+GRANULE_PX = (3.0, 8.0, 14.0)
 TRANSCRIPTS_PER_UM2 = (0.06, 5.0)
 _PX_UM2 = DEFAULT_WORKING_UM**2
 
@@ -70,11 +71,14 @@ class Controls:
     gone
         (B, MAX_CELLS + 1) share of each cell's contour that is missing in all ring stains, its neighbours' side included, and (same shape) where it begins, as
         shares of a turn.
+    own_light
+        Mean autofluorescence, 1 is as bright as a contour; None: at random.
     """
 
     clean: bool = False
     kinds: tuple[int, ...] | None = None
     transcripts_per_um2: float | None = None
+    own_light: float | None = None
     gone: tuple[Tensor, Tensor] | None = None
 
 
@@ -110,7 +114,7 @@ def paint(draw: Draw, scene: Scene, membranes: int, controls: Controls = RANDOM)
         of_stain = torch.tensor(kinds, device=draw.device).expand(batch, -1) if kinds else drawn
         types = _cell_types(draw, scene)
         light += [paint_stain(draw, scene, of_stain[:, i], types, nucleus, processes, controls) for i in range(membranes)]
-    stains = torch.cat(light, 1)
+    stains = torch.cat(light, 1) + paint_own_light(draw, *scene.shape, membranes, controls)
     if membranes > 1 and not controls.clean:
         stains = torch.cat((stains[:, :1], _bleed(draw, stains[:, 1:])), 1)
     return _normalised(draw, camera(draw, stains, controls.clean), controls.clean), paint_transcripts(draw, scene, processes, controls)
@@ -200,6 +204,24 @@ def paint_stain(draw: Draw, scene: Scene, kind: Tensor, types: Tensor, nucleus: 
     light = blur(light[:, None], draw.log_uniform(0.35, 2.6, n))
     light = light + haze(light, draw.uniform(8, 40, n)) * draw.uniform(0, 0.7, n, 1, 1, 1)
     return light + nucleus * amount(0, 0.35, 0.35)[:, None, None, None]
+
+
+def paint_own_light(draw: Draw, n: int, side: int, membranes: int, controls: Controls = RANDOM) -> Tensor:
+    """(B, 1 + membranes, S, S) autofluorescence: granules and clumps (lipofuscin, elastin, red blood cells), the same ones in every stain, in or out of cells.
+
+    They hardly shine in the nucleus stain, and no transcript goes with them: that tells them from cells.
+    """
+    stain_gain = torch.cat((draw.uniform(0, 0.12, n, 1), draw.uniform(0.4, 1.2, n, membranes)), 1)
+    sizes = torch.stack([draw.field(n, side, grain_px) for grain_px in GRANULE_PX])
+    granules = sizes[draw.integers(0, len(GRANULE_PX), n), torch.arange(n, device=draw.device)]
+    # Packed side by side, or single ones.
+    granules = torch.where(per_image(draw.chance(0.5, n)), granules.abs(), (granules - per_image(draw.uniform(0.3, 1.6, n))).clamp_min(0))
+    granules = granules / granules.mean((1, 2), keepdim=True).clamp_min(0.1)
+    everywhere = per_image(draw.chance(0.5, n)) | (draw.field(n, side, 120) > per_image(draw.uniform(-1, 1, n)))
+    amount = draw.log_uniform(0.15, 1.5, n) * draw.chance(0.22, n)
+    if controls.own_light is not None or controls.clean:
+        amount, everywhere = torch.full_like(amount, controls.own_light or 0.0), torch.ones_like(everywhere)
+    return (granules * everywhere * per_image(amount))[:, None] * stain_gain[..., None, None]
 
 
 def paint_transcripts(draw: Draw, scene: Scene, processes: Tensor, controls: Controls = RANDOM) -> Tensor:
@@ -332,14 +354,24 @@ def _bleed(draw: Draw, stains: Tensor) -> Tensor:
 
 
 def camera(draw: Draw, light: Tensor, clean: bool = False) -> Tensor:
-    """(B, C, S, S) grey values: uneven light, offset, shot noise and read noise."""
+    """(B, C, S, S) grey values: uneven light, steps between fields of view, offset, shot noise and read noise."""
     n, channels, side, _ = light.shape
     shape = (n, channels, 1, 1)
     uneven = draw.field(n * channels, side, 300).reshape(light.shape).clamp(-2, 2) * 0.5
-    light = light * (1 + draw.uniform(0, 0.35, *shape) * uneven).clamp_min(0.2) + draw.log_uniform(0.01, 0.3, *shape)
+    uneven = uneven * draw.uniform(0, 0.35, *shape) + (0.0 if clean else _steps(draw, n, channels, side))
+    light = light * (1 + uneven).clamp_min(0.2) + draw.log_uniform(0.01, 0.3, *shape)
     photons = draw.log_uniform(30, 3000, *shape) * (4 if clean else 1)
     light = light + (light / photons).sqrt() * draw.normal(*light.shape) + draw.log_uniform(0.001, 0.03, *shape) * draw.normal(*light.shape)
     return blur(light, torch.where(draw.chance(0.5, n, channels), draw.uniform(0.25, 0.6, n, channels), 0.05))
+
+
+def _steps(draw: Draw, n: int, channels: int, side: int) -> Tensor:
+    """(B, C, S, S) 0, or in one picture of eight a value of its own for each of the four fields of view that meet at a point."""
+    place = torch.arange(side, device=draw.device)
+    lower, right = (place > draw.integers(0, side, n, 1) for _ in range(2))
+    field = 2 * lower.long()[:, :, None] + right.long()[:, None]
+    values = draw.uniform(-0.3, 0.3, n, channels, 4) * draw.chance(0.125, n, 1, 1)
+    return values.gather(2, field.flatten(1)[:, None].expand(-1, channels, -1)).reshape(n, channels, side, side)
 
 
 def _normalised(draw: Draw, stains: Tensor, clean: bool) -> Tensor:
