@@ -6,6 +6,7 @@ one sample and are scored on another one of another seed, by its truth, which no
 
     python benchmarks/finetuning.py                      # one fine-tuning per set of labels, sound and poisoned; the gate's decisions
     python benchmarks/finetuning.py --table conditions   # one fine-tuning, scored with broken contours and with less RNA
+    python benchmarks/finetuning.py --table seeds        # the same fine-tuning with two seeds: how far the cells of another sample agree
     python benchmarks/finetuning.py --base other.safetensors --epochs 20 --size-um 400
 
 The first table has samples without shift too, where the base is good and wrong labels can only harm; with the watershed as teacher, the base is better than its
@@ -32,6 +33,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 import torch
+from scipy import sparse
 
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.genes import draw_shares
@@ -40,6 +42,7 @@ from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile
 from istseg.cli import road, tools
 from istseg.cli.options import Platform, TeacherName
+from istseg.qc import agreement
 from istseg.qc.matching import boundary_ious, match_labels, scores
 from istseg.teachers.vendor import rasterise
 
@@ -81,6 +84,12 @@ class Sample:
         """(y, x) int32 of polygons in µm."""
         there = shapely.transform(polygons, lambda xy: apply_affine(self.tile.affine, xy))
         return rasterise(there, np.arange(1, len(there) + 1), self.tile.region)
+
+    def cells_of_transcripts(self, labels: np.ndarray) -> np.ndarray:
+        """Cell of each transcript of the tile in a label image (y, x), 0 for none."""
+        table = self.tile.transcripts(["y_wpx", "x_wpx"])
+        at = (np.floor(table[axis]).astype(int) - self.tile.region[i] for i, axis in enumerate(table))
+        return labels[tuple(at)]
 
 
 def make(
@@ -377,6 +386,29 @@ def conditions_table(folder: Path, options: argparse.Namespace) -> None:
     show(("all", "teacher that it learnt from", *texts(score(clean, clean.label_image(labels_of(clean, sound, options.seed + 1))))))
 
 
+def seeds_table(folder: Path, options: argparse.Namespace) -> None:
+    """One fine-tuning with two seeds: each against the truth of another sample, and how far their cells and transcripts there agree."""
+    train, test = make_pair(folder, options, options.autofluorescence)
+    patches = curated(train, folder / "taught", labels_of(train, sound, options.seed))
+    show_head(("model", *MEASURES))
+    show(("zero-shot", *texts(score(test, predicted(test, options.base, folder / "zero", options)))))
+    found = []
+    for seed in (options.seed, options.seed + 1):
+        model, _ = fine_tune(folder / f"model{seed}", patches, argparse.Namespace(**{**vars(options), "seed": seed}))
+        found.append(predicted(test, model, folder / f"segment{seed}", options))
+        show((f"fine-tuned, seed {seed}", *texts(score(test, found[-1]))))
+    between = match_labels(*found)
+    same, (first, second) = int((between.matches(IOU) >= 0).sum()), (len(between.truth_ids), len(between.predicted_ids))
+    of_first, of_second = (test.cells_of_transcripts(labels) for labels in found)
+    counts = sparse.csr_matrix((np.ones(len(of_first)), (of_first, of_second)))
+    joint = counts[1:, 1:]
+    ari = agreement.transcripts(joint, *(np.bincount(of)[1:] for of in (of_first, of_second)), len(of_first))["ari"]
+    print(f"\nthe two seeds: {first} and {second} cells, {same} of them the same at IoU >= {IOU:g}; adjusted Rand index over all transcripts {ari:.3f}")
+
+
+TABLES = {"gate": gate_table, "conditions": conditions_table, "seeds": seeds_table}
+
+
 def show_head(columns: tuple[str, ...]) -> None:
     show(columns)
     print("|" + " --- |" * len(columns), flush=True)
@@ -395,7 +427,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", choices=["gate", "conditions"], default="gate")
+    parser.add_argument("--table", choices=list(TABLES), default="gate")
     parser.add_argument("--cases", nargs="+", choices=["sound", *POISONS], help="Only these labels; default: all, and the watershed.")
     parser.add_argument("--base", type=Path, default=BASE)
     parser.add_argument("--size-um", type=float, default=250.0, help="Side of the samples.")
@@ -409,7 +441,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        {"gate": gate_table, "conditions": conditions_table}[options.table](options.folder or Path(scratch), options)
+        TABLES[options.table](options.folder or Path(scratch), options)
     print(
         f"\nsimulated MERSCOPE, {options.size_um:g} x {options.size_um:g} µm, stains DAPI;{STAIN}, {options.transcripts:g} transcripts/µm², "
         f"autofluorescence {options.autofluorescence:g}; trained on seed {options.seed}, scored on seed {options.seed + 1}; base {options.base.name}, "

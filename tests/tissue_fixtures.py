@@ -162,3 +162,9 @@ def curate(tiles: list[Path], labels: Path, thresholds: Path, out: Path, **optio
     given = {"contain": 0.95, "intersect": 0.05, "max_background": 0.05, "density_sigma_um": 1.08, "patches": True, "min_objects": 3, **options}
     stage.run(tiles=tiles, labels=labels, thresholds=thresholds, out=out, **given)
     return json.loads((out / "curation.json").read_text())
+
+
+def genes_of(folder: Path) -> dict[str, int]:
+    """Transcripts of each gene in a tile's region, controls left out; genes that the sample has elsewhere are there with 0."""
+    table = pd.read_parquet(folder / "transcripts.parquet")
+    return table.loc[~table["is_control"], "gene"].value_counts().to_dict()

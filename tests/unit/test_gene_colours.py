@@ -24,6 +24,7 @@ from istseg.network.gene_image import GeneImage, draw_squares
 from istseg.network.inference import Predictor, open_device
 from istseg.network.rna_image import FORMS, RnaForm, rna_image
 from network_fixtures import cut, golden, paint
+from tissue_fixtures import genes_of
 from training_fixtures import GENES, patch_of, tissue, write_patches
 
 
@@ -63,7 +64,7 @@ def test_a_pixel_shows_one_of_its_molecules_whatever_the_tiling_and_the_order(cr
         tile = Tile.read(folder)
         ty, tx, by, bx = tile.region
         assert np.array_equal(tile.gene_map(genes), expected[ty - y0 : by - y0, tx - x0 : bx - x0])
-    assert whole.gene_counts() == {"A": (table["gene"] == "A").sum(), "B": (table["gene"] == "B").sum(), "Blank-1": 0, "unseen": 0}
+    assert genes_of(whole.folder) == {"A": (table["gene"] == "A").sum(), "B": (table["gene"] == "B").sum(), "Blank-1": 0, "unseen": 0}
     assert not whole.gene_map(["C"]).any() and set(np.unique(whole.gene_map(["x", "A"]))) == {0, 2}
 
 
@@ -226,7 +227,7 @@ def test_an_empty_tile_has_an_empty_map(tmp_path):
     painting = paint(100, 100)
     painting.transcripts = painting.transcripts.iloc[:0]
     tile = Tile.read(cut(painting, tmp_path, 9)[0])
-    assert not tile.gene_map(["A"]).any() and sum(tile.gene_counts().values()) == 0
+    assert not tile.gene_map(["A"]).any() and sum(genes_of(tile.folder).values()) == 0
     assert isinstance(painting.transcripts["gene"].dtype, pd.CategoricalDtype)
 
 

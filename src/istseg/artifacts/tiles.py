@@ -104,12 +104,6 @@ class Tile:
         inside, flat = self._pixels(table)
         return np.bincount(flat[inside], minlength=self.shape[0] * self.shape[1]).astype(np.int32).reshape(self.shape)
 
-    def gene_counts(self) -> dict[str, int]:
-        """Transcripts of each gene inside the region, controls left out; genes that the sample has elsewhere are there with 0 (in a tile that is not empty)."""
-        table = self.transcripts(["gene", "is_control"])
-        genes = table.loc[~table["is_control"], "gene"].cat
-        return dict(zip(genes.categories, np.bincount(genes.codes, minlength=len(genes.categories)).tolist(), strict=True))
-
     def sample_genes(self) -> dict[str, int]:
         """Transcripts of each gene in the whole sample, controls left out; genes without any are there with 0."""
         return read_json(self.folder / "genes.json", "the genes.json of the stage tile (run tile again with this version)")
