@@ -6,7 +6,7 @@ cell. A cell is *without nucleus* when no nucleus is inside it, *untouched* when
 
 The samples are not in the repository: `ISTSEG_REAL_DATA` names their folder (default ../shared/data).
 
-    python benchmarks/base_models.py assets/models/istseg-sim-v1.safetensors another.safetensors --pictures results/base_models
+    python benchmarks/base_models.py assets/models/istseg-sim-v2.safetensors another.safetensors --pictures results/base_models
 """
 
 from __future__ import annotations

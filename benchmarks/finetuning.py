@@ -46,7 +46,7 @@ from istseg.qc import agreement
 from istseg.qc.matching import boundary_ious, match_labels, scores
 from istseg.teachers.vendor import rasterise
 
-BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v1.safetensors"
+BASE = Path(__file__).resolve().parents[1] / "assets" / "models" / "istseg-sim-v2.safetensors"
 STAIN = "Cellbound1"
 TRANSCRIPTS = "detected_transcripts.csv"
 IOU = 0.5

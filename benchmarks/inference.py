@@ -45,7 +45,7 @@ from istseg.stages import segment
 from istseg.stages import tile as tile_stage
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "assets" / "models" / "istseg-sim-v1.safetensors"
+MODEL = ROOT / "assets" / "models" / "istseg-sim-v2.safetensors"
 SIDE_PX = 1200
 PIXEL_UM = 0.108
 TILE, RASTERISE = "tile (resampling, transcripts)", "rasterising transcripts"

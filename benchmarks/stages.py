@@ -23,7 +23,7 @@ PIXEL_UM = 0.108
 """MERSCOPE's nominal pixel: turns pixels into the µm that `istseg simulate` takes."""
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "assets" / "models" / "istseg-sim-v1.safetensors"
+MODEL = ROOT / "assets" / "models" / "istseg-sim-v2.safetensors"
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:

@@ -16,7 +16,7 @@ from istseg.artifacts.tiles import Tile, TileIndex
 from istseg.grid import WindowGrid, tile_id
 
 ROOT = Path(__file__).parents[1]
-BASE_MODEL = ROOT / "assets" / "models" / "istseg-sim-v1.safetensors"
+BASE_MODEL = ROOT / "assets" / "models" / "istseg-sim-v2.safetensors"
 WORKING_UM = 0.253
 ORIGIN_UM = (120.5, -37.25)
 

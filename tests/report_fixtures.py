@@ -264,7 +264,7 @@ def write_metrics(
         else {},
         "crops": crops,
         "overview": {"file": "overview.png", "um_per_px": 4.1} if pictures else None,
-        "method": {"model": "istseg-sim-v1"} if segmentation == "istseg" else {},
+        "method": {"model": "istseg-sim-v2"} if segmentation == "istseg" else {},
         "warnings": [],
     }
     metrics = Metrics(**{**fields, **more})
@@ -306,7 +306,7 @@ def write_training(folder: Path, name: str, samples: list[str], accepted: bool =
         {"epoch": e + 1, "train_loss": float(loss[e]), "validation_loss": float(loss[e] + 0.05 + rng.normal(0, 0.02)), "learning_rate": 1e-3, "seconds": 12.5}
         for e in range(epochs)
     ]
-    curves = {"name": name, "samples": samples, "base": "istseg-sim-v1.safetensors", "best_epoch": 17, "validation_loss_before": 1.31, "epochs": history}
+    curves = {"name": name, "samples": samples, "base": "istseg-sim-v2.safetensors", "best_epoch": 17, "validation_loss_before": 1.31, "epochs": history}
     (path / "curves.json").write_text(json.dumps(curves))
     counts = {"true_positives": 1802, "curated_cells": 2121, "predicted_cells": 2933}
     after = (0.702, 0.061, 0.081) if accepted else (0.662, 0.079, 0.122)

@@ -128,7 +128,7 @@ def test_same_input_same_bytes_and_the_record_says_how(painting, one, tmp_path):
     with np.load(tmp_path / name / "labels.npz") as a, np.load(out / name / "labels.npz") as b:
         assert np.array_equal(a["cells"], b["cells"])
     method = read_json(out / name / "meta.json", "meta")["method"]
-    assert method["model"] == "istseg-sim-v1"
+    assert method["model"] == "istseg-sim-v2"
     assert method["model_sha256"] == sha256(BASE_MODEL)
     assert method["parameters"] == {"logit_threshold": -0.5, "min_flow": 0.3, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60}
     assert (method["device"], method["network"], method["windows"]) == ("cpu", "fused", 9)

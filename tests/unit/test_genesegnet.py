@@ -209,7 +209,7 @@ def test_painted_tissue_teaches_it(tmp_path, monkeypatch):
         network="genesegnet",
     )  # fmt: skip
     _, card = genesegnet.load(tmp_path / "out" / "model.safetensors")
-    assert card.parent == "istseg-sim-v1" and card.training["tensors_of_parent"] == 301 and card.training["crops"] == 2
+    assert card.parent == "istseg-sim-v2" and card.training["tensors_of_parent"] == 301 and card.training["crops"] == 2
     tried = json.loads((tmp_path / "out" / "heldout.json").read_text())["filter"]
     assert [(t["logit_threshold"], t["centre_threshold"]) for t in tried] == [(0.0, 0.05), (0.0, 0.1)]
     model, go_on, facts = KINDS["genesegnet"].start(str(tmp_path / "out" / "model.safetensors"), None, 0)

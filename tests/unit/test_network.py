@@ -210,7 +210,7 @@ def test_the_resolution_is_enforced():
 def test_shipped_weights_are_those_of_the_manifest():
     manifest = json.loads((ROOT / "assets" / "weights.json").read_text())["weights"]
     shipped = [entry for entry in manifest if entry["shipped"]]
-    assert [e["name"] for e in shipped] == ["istseg-sim-v1"]
+    assert [e["name"] for e in shipped] == ["istseg-sim-v2"]
     for entry in shipped:
         path = ROOT / "assets" / entry["file"]
         assert path.stat().st_size == entry["bytes"]
