@@ -48,7 +48,7 @@ def tissue(height: int = 480, width: int = 480, seed: int = 0, radius: float = 1
     stains = np.stack((gaussian_filter((nuclei > 0).astype(float), 1.0), ring)) + noise
     if granules:
         specks = np.abs(gaussian_filter(np.random.default_rng(seed + 1).normal(0, 1, cells.shape), 5))
-        stains += np.array([0.1, 1.0])[:, None, None] * granules * specks / specks.mean()
+        stains += np.array([0.6, 1.0])[:, None, None] * granules * specks / specks.mean()
     raw = np.clip(stains * 1000 + 100, 0, 65535).astype(np.uint16)
     counts = rng.poisson(np.where(cells > 0, 0.12, 0.004)).astype(np.uint16)
     # Two kinds of cells with two genes each.

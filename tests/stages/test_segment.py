@@ -71,7 +71,7 @@ def test_the_base_model_finds_the_painted_cells(painting, one):
     assert found.objects["owned"].all()
     assert not found.objects["cut"].any()
     assert found.objects["mean_flow"].between(0.35, 1.5).all()
-    assert (found.objects["mean_logit"] > -0.5).all()
+    assert (found.objects["mean_logit"] > 0).all()
 
 
 @pytest.mark.parametrize("per_side", [1, 2])
@@ -130,7 +130,7 @@ def test_same_input_same_bytes_and_the_record_says_how(painting, one, tmp_path):
     method = read_json(out / name / "meta.json", "meta")["method"]
     assert method["model"] == "istseg-sim-v2"
     assert method["model_sha256"] == sha256(BASE_MODEL)
-    assert method["parameters"] == {"logit_threshold": -0.5, "min_flow": 0.3, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60}
+    assert method["parameters"] == {"logit_threshold": 0.0, "min_flow": 0.5, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60}
     assert (method["device"], method["network"], method["windows"]) == ("cpu", "fused", 9)
     assert method["seconds"] == pytest.approx(method["prediction_seconds"] + method["finishing_seconds"], abs=0.002)
 
