@@ -451,9 +451,10 @@ def test_fifty_samples_in_reasonable_time(tmp_path):
     made.write_whole(tmp_path / "one", "x", n_cells=400, n_umap=400, pictures=False)
     _multiply(tmp_path, "x", names)
     run_json = made.write_run(tmp_path, names)
-    begin = time.monotonic()
+    # CPU time: other work on the machine says nothing about the report.
+    begin = time.process_time()
     record, page = write(tmp_path, run_json)
-    assert time.monotonic() - begin < 30
+    assert time.process_time() - begin < 30
     assert [s["sample"] for s in record["samples"]] == names
     assert all(s["segmented"] for s in record["samples"])
     assert len(json.loads(page.raw["script"][0])) > 50 * 10
