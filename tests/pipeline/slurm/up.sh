@@ -21,6 +21,7 @@ mkdir -p "$state"/{controller,spool,log}
 
 cpus=4              # may be more than the machine has
 memory=12000        # MiB
+gpus=2              # fake: they are scheduled, there is nothing behind them
 port=16917
 node=$(hostname -s)
 umask 022
@@ -62,9 +63,15 @@ KillWait=2
 JobCompType=jobcomp/filetxt
 JobCompLoc=$state/log/jobs.txt
 AccountingStorageType=accounting_storage/none
-NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+GresTypes=gpu
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:fake:$gpus State=UNKNOWN
 PartitionName=main Nodes=$node Default=YES MaxTime=UNLIMITED State=UP OverSubscribe=NO
 CONF
+: >"$state/gres.conf"
+for ((i = 0; i < gpus; i++)); do
+    [ -e "$state/gpu$i" ] || mknod "$state/gpu$i" c 1 3     # as /dev/null; SLURM wants a device
+    echo "NodeName=$node Name=gpu Type=fake File=$state/gpu$i" >>"$state/gres.conf"
+done
 echo "CgroupAutomount=no" >"$state/cgroup.conf"
 echo "export SLURM_CONF=$state/slurm.conf" >"$state/env.sh"
 export SLURM_CONF=$state/slurm.conf
