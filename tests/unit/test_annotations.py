@@ -175,7 +175,7 @@ def test_what_is_refused(tmp_path, value, unit, message):
     [
         (b"{", "is not valid GeoJSON"),
         (b"id,x,y\n", "neither GeoJSON nor TIFF"),
-        (b"II*\0nothing", "holds no image"),
+        (b"II*\0nothing", "cut off or damaged"),
         (b"PAR1x", "cannot be read as GeoParquet"),
     ],
 )
