@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,86 @@ def float_cells(root: Path) -> None:
     (root / "detected_transcripts.csv").unlink()
 
 
+def header_says(name: str, tag: int, value: int) -> Callable[[Path], None]:
+    """Write another value into the first directory of a TIFF: a header of a few bytes may ask for any amount of memory."""
+
+    def do(root: Path) -> None:
+        path = next(root.rglob(name))
+        with tifffile.TiffFile(path) as tif:
+            at, order = tif.pages[0].tags[tag].valueoffset, tif.byteorder
+        changed = bytearray(path.read_bytes())
+        struct.pack_into(f"{order}I", changed, at, value)
+        path.write_bytes(changed)
+
+    return do
+
+
+def as_tiles(name: str) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        path = next(root.rglob(name))
+        tifffile.imwrite(path, tifffile.imread(path), tile=(64, 64), compression="zlib", metadata=None)
+
+    return do
+
+
+def circle(name: str) -> Callable[[Path], None]:
+    """The last directory of a TIFF points at the first one."""
+
+    def do(root: Path) -> None:
+        path = next(root.rglob(name))
+        with tifffile.TiffFile(path) as tif:
+            first, last = tif.pages[0].offset, tif.pages[-1].offset
+            at = last + 2 + 12 * len(tif.pages[len(tif.pages) - 1].aspage().tags)
+        changed = bytearray(path.read_bytes())
+        struct.pack_into("<I", changed, at, first)
+        path.write_bytes(changed)
+
+    return do
+
+
+def genes(path: str, name: str) -> Callable[[Path], None]:
+    """Every row has this gene."""
+    return table(path, lambda t: t.assign(**{"gene" if "gene" in t else "target": name}))
+
+
+def pipe(path: str) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        (root / path).unlink(missing_ok=True)
+        os.mkfifo(root / path)
+
+    return do
+
+
+def pages_of_two_sizes(root: Path) -> None:
+    path = next(root.rglob("*_F00002.TIF"))
+    pages = tifffile.imread(path)
+    with tifffile.TiffWriter(path) as out:
+        for i, page in enumerate(pages):
+            out.write(page[i * 4 :], metadata=None)
+
+
+def far_away(root: Path) -> None:
+    """One position, and the transcripts' global coordinates with it."""
+    path = root / "S1_fov_positions_file.csv.gz"
+    fx.write_table(pd.read_csv(path).assign(x_global_px=lambda t: t["x_global_px"] + 1e10 * (t["FOV"] == 2), x_global_mm=np.nan, y_global_mm=np.nan), path)
+    path = root / "S1_tx_file.csv.gz"
+    fx.write_table(pd.read_csv(path).assign(x_global_px=lambda t: t["x_global_px"] + 1e10 * (t["fov"] == 2)), path)
+
+
+def broken_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[12:40] = b"\xff" * 28
+    path.write_bytes(content)
+
+
+def loop_in_folder(root: Path) -> None:
+    """A folder that is linked to from inside itself is no harm; a file that links to itself is."""
+    (root / "CellStatsDir" / "again").symlink_to(root, target_is_directory=True)
+    path = next(root.rglob("*_F00003.TIF"))
+    path.unlink()
+    path.symlink_to(path)
+
+
 M, C = "merscope", "cosmx"
 RAW = {
     "nothing of the instrument": (M, lambda r: [remove("*")(r), text("notes.txt", "x")(r)], "is not a MERSCOPE region"),
@@ -177,12 +258,39 @@ RAW = {
     "image in colour": (M, image("mosaic_PolyT_z0.tif", lambda a: np.stack([a] * 3, -1)), "one grey-value plane"),
     "images of two sizes": (M, image("mosaic_PolyT_z0.tif", lambda a: a[:-9]), "the mosaics differ in size"),
     "image twice": (M, lambda r: shutil.copy(r / "images/mosaic_DAPI_z0.tif", r / "images/mosaic_DAPI_z0.tiff"), "is a second image of stain DAPI, plane 0"),
+    "image header with a circle": (M, circle("mosaic_DAPI_z0.tif"), "point at each other in a circle"),
+    "image header of 300,000 rows": (M, header_says("mosaic_DAPI_z0.tif", 257, 300_000), "is cut off"),
+    "image header of a million columns": (M, header_says("mosaic_DAPI_z0.tif", 256, 1_000_000), "more than 524,288 on a side"),
+    "image header of 400,000 columns of tiles": (
+        M,
+        lambda r: [as_tiles("mosaic_DAPI_z0.tif")(r), header_says("mosaic_DAPI_z0.tif", 256, 400_000)(r)],
+        "pixels need 31,250 strips or tiles, it has 35",
+    ),
+    "image header of tiles of 30 GB": (
+        M,
+        lambda r: [as_tiles("mosaic_DAPI_z0.tif")(r), *(header_says("mosaic_DAPI_z0.tif", tag, 131_072)(r) for tag in (256, 257, 322, 323))],
+        "strips or tiles",
+    ),
+    "gene with a NUL byte": (M, genes("detected_transcripts.csv", "Ac\0tb"), "holds control characters"),
+    "genes of a text that never ends": (M, genes("detected_transcripts.csv", "x" * 5000), "a gene's name has 5,000 characters"),
+    "coordinate with a NUL byte": (M, table("detected_transcripts.csv", lambda t: t.assign(global_x="1\0002")), "a value cannot be read"),
+    "transcripts are a pipe": (M, pipe("detected_transcripts.csv"), "is a pipe, socket or device"),
     "no nucleus stain": (M, remove("images/mosaic_DAPI*"), "no stain is known as a nucleus stain"),
     "manifest of another export": (M, text("images/manifest.json", '{"mosaic_height_pixels": 5, "mosaic_width_pixels": 5}'), "mixes files of two exports"),
     "CosMx without transcripts": (C, remove("S1_tx_file.csv.gz"), "has no transcript table"),
     "CosMx without positions": (C, remove("S1_fov_positions_file.csv.gz"), "has no positions of the fields of view"),
     "CosMx without images": (C, remove("CellStatsDir/Morphology2D"), "has no images"),
     "CosMx with two slides": (C, second_slide, "has several tx tables"),
+    "CosMx image links to itself": (C, loop_in_folder, "cannot be read as TIFF"),
+    "CosMx image is a pipe": (C, pipe("CellStatsDir/Morphology2D/20240101_S1_F00002.TIF"), "is a pipe, socket or device"),
+    "CosMx pages of two sizes": (C, pages_of_two_sizes, "its pages differ in size"),
+    "CosMx field of view a kilometre away": (C, far_away, "which no slide has"),
+    "CosMx number of a field of view": (
+        C,
+        table("S1_fov_positions_file.csv.gz", lambda t: t.assign(FOV=["inf", *t["FOV"][1:]])),
+        "the position is not a number",
+    ),
+    "CosMx gzip with broken bytes": (C, lambda r: broken_bytes(r / "S1_fov_positions_file.csv.gz"), "S1_fov_positions_file.csv.gz: cannot be read"),
     "CosMx labels of another segmentation": (C, other_labels, "do not fit together under any flip"),
     "CosMx without pixel size": (C, no_pixel_size, "no file says the pixel size"),
     "CosMx image cut off": (C, cut("*_F00003.TIF", 0.6), "cut off"),
@@ -271,6 +379,11 @@ SHEETS = {
     "fovs of MERSCOPE": (f"{HEAD},fovs\na,merscope,x,1\n", "fovs is only for cosmx"),
     "pixel size of words": (f"{HEAD},pixel_size_um\na,cosmx,x,big\n", "pixel_size_um 'big'"),
     "pixel size in nm": (f"{HEAD},pixel_size_um\na,cosmx,x,120.28\n", "between 0.01 and 5"),
+    "name with a command": (f"{HEAD}\na;touch x,merscope,x\n", "line 2: the sample name 'a;touch x' is not allowed"),
+    "name with a substitution": (f"{HEAD}\n$(id),merscope,x\n", "line 2: the sample name '$(id)' is not allowed"),
+    "name of a parent": (f"{HEAD}\n..,merscope,x\n", "line 2: the sample name '..' is not allowed"),
+    "quote that never ends": (f'{HEAD}\na,merscope,"x\n' + "y" * 200_000, "cannot be read as CSV"),
+    "plane of 5,000 digits": (f"{HEAD},z_planes\na,merscope,x,{'9' * 5000}\n", "z_planes"),
     "stain with a quote": (f"{HEAD},nucleus_stain\na,merscope,x,DAPI'\n", "holds characters that no stain has"),
 }
 
