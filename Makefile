@@ -9,7 +9,7 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup comparators demo test quick fuzz test-slurm lint docs site lock clean
+.PHONY: help setup comparators demo test quick fuzz test-faults audit test-slurm lint docs site lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -35,6 +35,12 @@ quick: setup ## the fast tests
 
 fuzz: setup ## 20,000 broken samplesheets, raw folders and lists: only clear errors (two minutes)
 	@PYTHONPATH=tests .venv/bin/python tests/faults/fuzz.py --inputs 20000
+
+test-faults: setup ## broken inputs, killed stages, full disks, the scan for unsafe code (root mounts the small disks)
+	@$(PYTEST) -q tests/faults tests/test_bad_inputs.py
+
+audit: setup ## bandit over the package, pip-audit over the locked packages (asks an advisory service on the network)
+	@$(PYTHON) bin/audit
 
 test-slurm: setup ## the demo on a real one-node SLURM (root; Debian packages slurm-wlm and munge)
 	@ISTSEG_TEST_SLURM=1 $(PYTEST) -q tests/pipeline/slurm

@@ -118,3 +118,11 @@ def _nextflow(folder: Path) -> Nextflow:
     if not (ROOT / ".istseg").is_dir():
         pytest.fail("Nextflow is not set up; run `make setup`.", pytrace=False)
     return started
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory: pytest.TempPathFactory):
+    """One undisturbed road of all stages for the tests of tests/faults (`road.py` there)."""
+    import road as roads
+
+    return roads.build(tmp_path_factory.mktemp("road"))

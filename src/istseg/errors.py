@@ -30,6 +30,10 @@ class DeviceError(IstsegError):
     """The device that was asked for is not there."""
 
 
+class DiskFullError(IstsegError):
+    """There is no room, or no quota is left, for what a stage writes."""
+
+
 def as_written(text: str, staged: object, written: str | None) -> str:
     """A message that names the path that a person wrote, not where a task sees the file or folder."""
     return text.replace(str(staged), written) if written else text

@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from istseg.errors import InputError
+from istseg.errors import DiskFullError, InputError
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path (file or folder) to write to; rename it to `path` when the block ends well, remove it otherwise."""
+    """Give a temporary path (file or folder) to write to; rename it to `path` when the block ends well, remove it otherwise.
+
+    What a process that was killed left of the same path is removed.
+
+    Raises
+    ------
+    DiskFullError
+        If the disk is full while the block writes; libraries raise much that names no file, or the wrong one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
     _remove(temporary)
+    _remove_leftovers(path)
     try:
         yield temporary
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
+    except (OSError, RuntimeError, DiskFullError) as error:
+        if not _is_disk_full(error):
+            raise
+        _remove(temporary)
+        free = shutil.disk_usage(path.parent).free
+        raise DiskFullError(
+            f"{path}: cannot be written: No space left on device ({free / 1e6:.1f} MB are free after what was begun is removed), or no quota. "
+            "Make room or use another folder, and run it again: nothing half is left."
+        ) from None
     finally:
         _remove(temporary)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """HDF5 and Arrow tell the number of the error in words."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if re.search(rf"(?i)errno\W{{1,3}}({errno.ENOSPC}|{errno.EDQUOT})\b", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _remove_leftovers(path: Path) -> None:
+    named = re.compile(re.escape(f".{path.name}.") + r"([0-9]+)" + re.escape(f".part{path.suffix}"))
+    for name in os.listdir(path.parent):
+        if (match := named.fullmatch(name)) and not _runs(int(match[1])):
+            _remove(path.parent / name)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -73,6 +73,25 @@ def coexpression(
 
 
 @app.command()
+def schedule(
+    trace: Annotated[Path, typer.Option(**Existing, help="`pipeline_info/trace.tsv` of a run.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs of a node.")] = 16,
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory of a node.")] = 64.0,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a node; 0: the network runs on CPUs.")] = 0,
+    samples: Annotated[Optional[int], typer.Option(min=1, help="As many samples, each a copy of one of the run. Default: those of the run.")] = None,
+) -> None:
+    """Say how long a run would take on other nodes, and which stage decides that (a dry run from a trace)."""
+    from istseg import schedule as simulator
+
+    tasks = simulator.read_trace(trace, gpus > 0)
+    plan = simulator.simulate(simulator.cohort(tasks, samples) if samples else tasks, [simulator.Node(cpus, int(memory_gb * 1e9), gpus)] * nodes)
+    typer.echo(f"wall time {plan.seconds / 3600:.2f} h; bottleneck {plan.bottleneck} ({plan.share:.0%} of it); CPUs busy {plan.busy:.0%}")
+    for stage, seconds in sorted(plan.waited.items(), key=lambda item: -item[1])[:5]:
+        typer.echo(f"waited for a node: {stage} {seconds / 3600:.2f} h in all its tasks")
+
+
+@app.command()
 def stress(
     sample_json: Annotated[Path, typer.Option(**Existing)],
     zarr: Annotated[Path, typer.Option(**Existing, help="`<sample>.zarr` of convert or export; it is only read.")],

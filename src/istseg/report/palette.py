@@ -4,7 +4,8 @@ from __future__ import annotations
 
 FLAGS = {"consistent": "#009E73", "no_nucleus": "#56B4E9", "inconsistent": "#E69F00", "spurious": "#D55E00"}
 FLAG_NAMES = {"consistent": "consistent", "no_nucleus": "without nucleus", "inconsistent": "inconsistent", "spurious": "spurious"}
-VERDICTS = {"pass": "#009E73", "look": "#E69F00", "fail": "#D55E00"}
+# bandit takes "pass" for a password.
+VERDICTS = {"pass": "#009E73", "look": "#E69F00", "fail": "#D55E00"}  # nosec B105
 _SEGMENTATIONS = {"istseg": ("#0072B2", "solid"), "teacher": ("#CC79A7", "dash"), "vendor": ("#7F7F7F", "dot")}
 _OTHERS = (("#E69F00", "dashdot"), ("#009E73", "longdash"), ("#56B4E9", "longdashdot"), ("#D55E00", "dash"))
 
