@@ -96,4 +96,4 @@ def test_every_process_of_the_pipeline_has_its_place():
     from conftest import ROOT
     from istseg.schedule import PARENTS
 
-    assert {p.parent.name.upper() for p in (ROOT / "modules").glob("*/main.nf")} <= set(PARENTS)
+    assert {p.parent.name.upper() for p in (ROOT / "modules").glob("*/main.nf")} - {"CANARY"} == set(PARENTS), "but for the run that tries a site"
