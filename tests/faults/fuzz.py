@@ -74,9 +74,11 @@ def _templates(root: Path) -> dict[str, str]:
     fx.cosmx(root / "c_b", generation="B", polygons=True, labels=False, **frame)
     fx.cosmx(root / "c_a", generation="A", images="composite", **frame)
     (root / "m_csv" / "images" / "manifest.json").write_text('{"mosaic_height_pixels": 48, "mosaic_width_pixels": 64, "microns_per_pixel": 0.108}')
+    fx.xenium(root / "x", **small)
     for name in ("c_a", "c_b"):
         (root / name / "S1_ExptConfig.txt").write_text("ImPixel_nm: 120.280\n")
-    return {name: "merscope" if name[0] == "m" else "cosmx" for name in ("m_csv", "m_gz", "m_parquet", "c_c", "c_b", "c_a")}
+    kinds = {"m": "merscope", "c": "cosmx", "x": "xenium"}
+    return {name: kinds[name[0]] for name in ("m_csv", "m_gz", "m_parquet", "c_c", "c_b", "c_a", "x")}
 
 
 def _read_all(platform: str, root: Path, scratch: Path) -> tuple[str, Facts]:

@@ -20,8 +20,8 @@ import shapely
 import tifffile
 
 from istseg.errors import InputError
-from istseg.raw import tables, tiffs
-from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles
+from istseg.raw import tables, tiff_header, tiffs
+from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files
 from istseg.raw.polygons import single
 
 NUCLEUS = r"dapi|dna"
@@ -50,6 +50,8 @@ class XeniumSample(RawSample):
         problems: list[str] = []
         warnings: list[str] = []
         root = self.root
+        if root.is_dir():
+            refuse_special_files(root)
         experiment = _experiment(root)
         if self.options.fovs is not None:
             problems.append(f"{root}: fovs are only for CosMx; a Xenium sample is one region.")
@@ -188,7 +190,7 @@ def _experiment(root: Path) -> dict[str, Any]:
     except OSError as error:
         listing = ", ".join(sorted(e.name for e in root.iterdir())[:8]) or "nothing"
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the output folder of one region, it holds: {listing}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}). Was it copied in full?") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: must be a JSON object. Was it edited?")
@@ -246,8 +248,10 @@ def _find_images(root: Path, problems: list[str], warnings: list[str]) -> dict[s
 def _channel_names(path: Path) -> list[str]:
     """Names of the channels in the OME metadata of the first file, which describes all files."""
     try:
+        if tiff_header.problem(path):
+            return []
         with tifffile.TiffFile(path) as tif:
             tree = ElementTree.fromstring(tif.pages[0].description)
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError, ElementTree.ParseError):
+    except (*tiffs.DAMAGE, ElementTree.ParseError):
         return []  # a damaged file is told by tiffs.inspect
     return [channel.get("Name") or "" for channel in tree.iter() if channel.tag.endswith("}Channel")]
