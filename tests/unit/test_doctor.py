@@ -16,7 +16,7 @@ from conftest import ROOT
 from istseg import doctor
 from istseg.doctor import BAD, NOTE, OK, Check
 
-SHIPPED = "istseg-sim-v1"
+(SHIPPED, FILE), *_ = ((entry["name"], entry["file"]) for entry in json.loads((ROOT / "assets" / "weights.json").read_text())["weights"] if entry["shipped"])
 
 
 def found(**options) -> dict[str, Check]:
@@ -34,7 +34,7 @@ def test_this_environment_is_well():
 def test_damaged_and_missing_weights_are_told_by_checksum(tmp_path):
     shutil.copytree(ROOT / "assets" / "models", tmp_path / "models")
     shutil.copy(ROOT / "assets" / "weights.json", tmp_path)
-    path = tmp_path / "models" / "istseg-sim-v1.safetensors"
+    path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert found(assets=tmp_path)[SHIPPED].state == BAD
     path.unlink()
