@@ -13,7 +13,7 @@ process CANARY_START {
     script:
     """
     for tool in bash awk date grep sed tee ps; do command -v \$tool > /dev/null || { echo "\$tool is not there"; exit 1; }; done
-    istseg --expect-version ${workflow.manifest.version} doctor --disk . --json > doctor.json || { grep -B 3 -A 3 'not ok' doctor.json; exit 1; }
+    istseg --expect-version ${workflow.manifest.version} doctor --disk . --json > doctor.json || { tr -d '\\n' < doctor.json | grep -o '"name": [^}]*"not ok"[^}]*' | tr -s ' ' | head -n 1; exit 1; }
     echo "istseg \$(istseg --version), \$(python --version)"
     """
 

@@ -14,10 +14,10 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 CLUSTER = {"params.max_cpus": 64, "params.max_memory": "500.GB", "executor.queueSize": 200, "executor.submitRateLimit": "20/1min", "max_forks": 0}
 WRITABLE = {"env.MPLCONFIGDIR": ".cache/matplotlib", "env.NUMBA_CACHE_DIR": ".cache/numba", "env.XDG_CACHE_HOME": ".cache"}
-DOCKER = {**WRITABLE, "docker.enabled": True, "docker.runOptions": "-u $(id -u):$(id -g)"}
+DOCKER = {**WRITABLE, "docker.enabled": True, "docker.runOptions": "--no-healthcheck -u $(id -u):$(id -g)"}
 APPTAINER = {**WRITABLE, "apptainer.enabled": True, "apptainer.autoMounts": True}
 SINGULARITY = {**WRITABLE, "singularity.enabled": True, "singularity.autoMounts": True}
-USER = "$([ $(id -u) = 0 ] || echo --userns=keep-id) -u $(id -u):$(id -g)"
+USER = "--no-healthcheck $([ $(id -u) = 0 ] || echo --userns=keep-id) -u $(id -u):$(id -g)"
 CUT_OFF = "--pull=never --network=none"
 DEMO = {"params.input": f"{ROOT}/assets/demo/samplesheet.csv", "params.max_cpus": 1, "params.max_memory": "6.GB"}
 GPU = {"params.gpu": True}
@@ -33,7 +33,7 @@ PROFILES = {
     "sge,gpu": {**CLUSTER, **GPU, "process.executor": "sge"},
     "pbspro,podman,offline,demo": {
         **CLUSTER, **WRITABLE, **DEMO, "process.executor": "pbspro", "podman.enabled": True, "podman.runOptions": f"{CUT_OFF} {USER}",
-        "docker.runOptions": f"{CUT_OFF} -u $(id -u):$(id -g)", "env.HF_HUB_OFFLINE": "1", "params.outdir": "results/demo",
+        "docker.runOptions": f"{CUT_OFF} --no-healthcheck -u $(id -u):$(id -g)", "env.HF_HUB_OFFLINE": "1", "params.outdir": "results/demo",
     },
     "awsbatch,docker,gpu,canary": {
         **CLUSTER, **DOCKER, **GPU, "process.executor": "awsbatch", "aws.region": None, "params.canary": True, "params.outdir": "results/canary",
