@@ -7,7 +7,8 @@ include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
 include { check_params ; check_site ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
 include { write_manifest } from './workflows/manifest'
-include { closing_words ; failures_of ; mark_failed ; run_record ; tasks_of ; this_run } from './workflows/summary'
+include { closing_words ; failures_of ; mark_failed ; run_record ; this_run } from './workflows/summary'
+include { tasks_of } from './workflows/trace'
 
 workflow {
     main:

@@ -2,7 +2,7 @@
  * The canary: what a site must be able to do, tried one by one, and a table of the answers.
  */
 include { CANARY_START ; CANARY_BIN ; CANARY_STAGE ; CANARY_SHARE ; CANARY_SCRATCH ; CANARY_RETRY ; CANARY_GPU ; CANARY_PUBLISH } from '../modules/canary/main'
-include { message_of ; tasks_of } from './summary'
+include { message_of ; tasks_of } from './trace'
 
 workflow CANARY {
     main:

@@ -2,15 +2,7 @@
  * What Nextflow knows of a run: run.json for the report, and the message at the end.
  */
 include { default_of ; rules_of } from './checks'
-
-// Rows of the trace as maps; none without a trace.
-def tasks_of(trace) {
-    if (!trace.exists()) {
-        return []
-    }
-    def lines = trace.readLines().collect { line -> line.split('\t', -1) as List }
-    return lines.tail().collect { values -> [lines[0], values].transpose().collectEntries { pair -> pair } }
-}
+include { message_of ; tasks_of } from './trace'
 
 // Processes that have a GPU for themselves where there is one: those of the label process_gpu, which the trace does not tell.
 def gpu_processes() {
@@ -54,19 +46,6 @@ def failures_of(tasks) {
 def segmentation_of(task) {
     def parts = task.process.tokenize(':')
     return parts.last() in ['ASSIGN', 'ASSESS'] || 'COMPARATORS' in parts ? task.tag.tokenize(' ')[1] : null
-}
-
-// The ERROR lines of a task, else its last lines.
-def message_of(task) {
-    def log = file("${task.workdir}/.command.err", glob: false)
-    def lines = log.exists() ? log.readLines().findAll { line -> line.trim() } : []
-    def errors = lines.findAll { line -> line.startsWith('ERROR: ') }.collect { line -> line.substring(7) }
-    if (errors) {
-        return errors.join('\n')
-    }
-    def known = ['137': 'it ran out of memory', '140': 'it ran out of time', '127': 'a command was not found']
-    def ended = "ended with exit status ${task.exit}${known[task.exit] ? " (${known[task.exit]})" : ''}"
-    return ([ended] + lines.takeRight(3)).join('\n')
 }
 
 def run_record(samples, settings, schema, versions, trace) {

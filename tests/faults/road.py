@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import report_fixtures
+from network_fixtures import BASE_MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "assets" / "models" / "istseg-sim-v1.safetensors"
 STAGES = ("convert", "tile", "teach", "calibrate", "curate", "train", "segment", "merge", "assign", "assess", "regions", "export", "report")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["istseg.cli", "torch", "scanpy", "spatialdata", "sopa", *(f"istseg.stages.{stage}" for stage in STAGES)])
@@ -53,8 +53,21 @@ class Road:
             "teach": every,
             "calibrate": ["--labels", at / "teach"],
             "curate": [*every, "--labels", at / "teach", "--thresholds", limits, "--patches"],
-            "train": ["--patches", at / "curate" / "patches", "--base", MODEL, "--epochs", 1, "--crop-wpx", 64, "--holdout-fraction", 0.5, "--batch-size", 2],
-            "segment": [*every, "--model", MODEL],
+            "train": [
+                "--patches",
+                at / "curate" / "patches",
+                "--base",
+                BASE_MODEL,
+                "--epochs",
+                1,
+                "--crop-wpx",
+                64,
+                "--holdout-fraction",
+                0.5,
+                "--batch-size",
+                2,
+            ],
+            "segment": [*every, "--model", BASE_MODEL],
             "merge": ["--tiles-json", tiles / "tiles.json", "--cells", at / "segment", "--teacher", at / "teach", "--thresholds", limits],
             "assign": ["--sample-json", facts, "--transcripts", points, "--cells", cells, "--segmentation", "istseg", "--labels", at / "merge" / "labels.zarr"],
             "assess": ["--sample-json", facts, "--tiles", tiles, "--counts", at / "assign", "--cells", cells, "--nuclei", nuclei, "--thresholds", limits]

@@ -78,7 +78,7 @@ def options_of_commands() -> dict[str, dict[str, Option]]:
             default = None if parameter.default is inspect.Parameter.empty else getattr(parameter.default, "value", parameter.default)
             options[name] = Option(default, option.min, option.max, "Path" in str(kind))
     # Commands beside the pipeline; it runs coexpression with the defaults.
-    for name in ("simulate", "pretrain", "stress", "coexpression", "doctor", "samplesheet", "subset", "explain", "view"):
+    for name in ("simulate", "pretrain", "stress", "coexpression", "doctor", "samplesheet", "subset", "explain", "view", "schedule"):
         del found[name]
     return found
 
