@@ -1,8 +1,8 @@
 """Fine-tuning on simulated tissue with a domain shift: does it help where the base fails, and is it refused where the labels are wrong?
 
-The shift is autofluorescence: granules that shine in every stain, much brighter than those that the base was taught. The teacher's labels are the true cells
-with the errors of a good automatic segmentation (20 % missing, 5 % merged, outlines jittered); they enter as the vendor's cells and are curated by the pipeline. Models train on
-one sample and are scored on another one of another seed, by its truth, which nothing else sees.
+The shift is autofluorescence: granules that shine in every stain, much brighter than those that the base was taught. The teacher's labels are the true
+cells with the errors of a good automatic segmentation (20 % missing, 5 % merged, outlines jittered); they enter as the vendor's cells and are curated by
+the pipeline. Models train on one sample and are scored on another one of another seed, by its truth, which nothing else sees.
 
     python benchmarks/finetuning.py                      # one fine-tuning per set of labels, sound and poisoned; the gate's decisions
     python benchmarks/finetuning.py --table conditions   # one fine-tuning, scored with broken contours and with less RNA
