@@ -122,7 +122,7 @@ def _nextflow(folder: Path) -> Nextflow:
 
 @pytest.fixture(scope="session")
 def road(tmp_path_factory: pytest.TempPathFactory):
-    """One undisturbed road of all stages for the tests of tests/faults (`road.py` there)."""
-    import road as roads
+    """One undisturbed road of all stages for the tests of tests/faults (`undisturbed.py` there)."""
+    import undisturbed
 
-    return roads.build(tmp_path_factory.mktemp("road"))
+    return undisturbed.build(tmp_path_factory.mktemp("road"))

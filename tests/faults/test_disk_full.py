@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import road as roads
+import undisturbed as roads
 
 PAGE = 4096
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]

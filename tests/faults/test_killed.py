@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import road as roads
+import undisturbed as roads
 
 from conftest import ROOT, Nextflow
 

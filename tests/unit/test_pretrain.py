@@ -97,7 +97,8 @@ def test_nuclei_are_brighter_than_the_rest(scene):
 
 def test_transcripts_lie_in_cells_at_the_density_asked_for(scene):
     _, counts = paint(Draw(9), scene, 0, Controls(transcripts_per_um2=1.0))
-    per_um2 = counts[scene.labels > 0].mean() / 0.253**2
+    # The middle picture: now and then one has cells that differ manyfold.
+    per_um2 = torch.stack([image[labels > 0].mean() for image, labels in zip(counts, scene.labels, strict=True)]).median() / 0.253**2
     assert 0.5 < per_um2 < 2.5
     assert counts[scene.labels > 0].mean() > 1.5 * counts[scene.labels == 0].mean()
 
@@ -114,7 +115,8 @@ def test_missing_contours_are_dark_and_others_are_not(scene):
     neighbour = rim & ~hit & (torch.nn.functional.max_pool2d((rim & hit).float()[:, None], 3, 1, 1)[:, 0] > 0)
     assert loss[neighbour].mean() > 0.5 * loss[rim & hit].mean(), "the neighbour's side of the line is still there"
     assert loss[rim & hit].mean() > 0.1
-    assert loss[rim & hit].mean() > 3 * loss[rim & ~hit & ~neighbour].mean()
+    # Of the untouched the middle one: a few lie within the blur of a missing contour.
+    assert loss[rim & hit].mean() > 3 * loss[rim & ~hit & ~neighbour].median()
 
 
 def test_crops_carry_the_flow_of_their_cells(tissues):
