@@ -8,17 +8,17 @@ Tissue of several qualities, one sample without membrane stain, one of a few cel
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import nextflow_run
 import numpy as np
 import tifffile
 from browser import look
-from real_data import ROOT, nextflow
+from nextflow_run import ROOT, write_samplesheet
 
 LIMIT_BYTES, LIMIT_PAINT_MS = 25e6, 1000
 
@@ -58,10 +58,7 @@ def simulate(folder: Path) -> Path:
         if sample.empty:
             blank(out / "raw" / "images")
     sheet = folder / "samplesheet.csv"
-    with open(sheet, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sample", "platform", "path"])
-        writer.writerows((s.name, s.platform, folder / s.name / "raw") for s in COHORT)
+    write_samplesheet(sheet, ((s.name, s.platform, folder / s.name / "raw") for s in COHORT))
     return sheet
 
 
@@ -80,13 +77,12 @@ def main() -> None:
     outdir = options.outdir.resolve()
     sheet = simulate(outdir / "raw")
     start = time.monotonic()
-    command = [nextflow(), "run", str(ROOT), "--input", str(sheet), "--outdir", str(outdir), "-work-dir", str(outdir / "work"), "-resume", *options.extra]
-    done = subprocess.run(command, cwd=outdir)
-    if not done.returncode:
+    status = nextflow_run.run(sheet, outdir, ["-resume", *options.extra])
+    if not status:
         sys.exit("the sample without pictures did not fail")
     report = outdir / "report.html"
     if not report.exists():
-        sys.exit(done.returncode)
+        sys.exit(status)
     print(f"pipeline: {time.monotonic() - start:.0f} s")
     seen = look(report, options.pictures)
     print(seen.table())

@@ -87,9 +87,8 @@ class Sample:
 
     def cells_of_transcripts(self, labels: np.ndarray) -> np.ndarray:
         """Cell of each transcript of the tile in a label image (y, x), 0 for none."""
-        table = self.tile.transcripts(["y_wpx", "x_wpx"])
-        at = (np.floor(table[axis]).astype(int) - self.tile.region[i] for i, axis in enumerate(table))
-        return labels[tuple(at)]
+        inside, flat = self.tile.pixels(self.tile.transcripts(["y_wpx", "x_wpx"]))
+        return labels.ravel()[flat[inside]]
 
 
 def make(

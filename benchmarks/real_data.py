@@ -8,20 +8,18 @@ The samples are not in the repository: `ISTSEG_REAL_DATA` names their folder (de
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nextflow_run
 from browser import look
+from nextflow_run import ROOT, write_samplesheet
 
 from istseg.artifacts.metrics import Metrics
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = [
     ("mouse_brain", "merscope", "merscope_mouse_brain/region_0"),
     ("mouse_liver", "merscope", "merscope_mouse_liver/region_0"),
@@ -29,28 +27,14 @@ SAMPLES = [
 ]
 
 
-def nextflow() -> str:
-    """The launcher that `make setup` left: the one on PATH or the pinned one."""
-    pinned = ROOT / "bin" / "nextflow"
-    found = str(pinned) if pinned.exists() else shutil.which("nextflow")
-    if not found:
-        sys.exit("no Nextflow found; run `make setup` first")
-    return found
-
-
 def run(outdir: Path, data: Path, extra: list[str]) -> float:
     """Run the pipeline; return its wall time in s."""
     outdir.mkdir(parents=True, exist_ok=True)
     sheet = outdir / "samplesheet.csv"
-    with open(sheet, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sample", "platform", "path"])
-        writer.writerows((name, platform, data / path) for name, platform, path in SAMPLES)
+    write_samplesheet(sheet, ((name, platform, data / path) for name, platform, path in SAMPLES))
     start = time.monotonic()
-    command = [nextflow(), "run", str(ROOT), "--input", str(sheet), "--outdir", str(outdir), "-work-dir", str(outdir / "work"), *extra]
-    done = subprocess.run(command, cwd=outdir)
-    if done.returncode:
-        sys.exit(done.returncode)
+    if status := nextflow_run.run(sheet, outdir, extra):
+        sys.exit(status)
     return time.monotonic() - start
 
 

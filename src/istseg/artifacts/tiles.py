@@ -101,7 +101,7 @@ class Tile:
         table = self.transcripts(["x_wpx", "y_wpx", "is_control"])
         if not controls:
             table = table[~table["is_control"]]
-        inside, flat = self._pixels(table)
+        inside, flat = self.pixels(table)
         return np.bincount(flat[inside], minlength=self.shape[0] * self.shape[1]).astype(np.int32).reshape(self.shape)
 
     def sample_genes(self) -> dict[str, int]:
@@ -115,12 +115,12 @@ class Tile:
         """
         table = self.transcripts(["transcript_id", "x_wpx", "y_wpx", "gene", "is_control"])
         table = table[~table["is_control"]]
-        inside, flat = self._pixels(table)
+        inside, flat = self.pixels(table)
         numbers = places(list(table["gene"].cat.categories), genes)[table["gene"].cat.codes.to_numpy() + 1]
         return draw_map(flat[inside], table["transcript_id"].to_numpy()[inside], numbers[inside], self.shape)
 
-    def _pixels(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each transcript lies in the region, and its flat working pixel there."""
+    def pixels(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each transcript of a table with `x_wpx` and `y_wpx` lies in the region, and its flat working pixel there."""
         height, width = self.shape
         y = np.floor(table["y_wpx"].to_numpy()).astype(np.int64) - self.region[0]
         x = np.floor(table["x_wpx"].to_numpy()).astype(np.int64) - self.region[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import re
 from pathlib import Path
 
 from istseg.artifacts.files import whole
 from istseg.errors import InputError
 from istseg.raw import READERS, open_raw, reader_class
+from istseg.raw.folders import walk
 from istseg.samplesheet import NAME_PATTERN, REQUIRED
 
 _MAX_DEPTH = 6
@@ -67,25 +67,19 @@ def find(top: Path) -> list[tuple[str, Path]]:
     """(platform, folder) of every sample below a folder, in the order of their paths; nothing is looked for inside of a sample."""
     classes = {platform: reader_class(platform) for platform in READERS}
     found: dict[Path, str] = {}
-    seen: set[str] = set()
-    pending = [(top, 0)]
-    while pending:
-        folder, depth = pending.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        except OSError as error:
-            log.warning("%s: cannot be read (%s) and was not searched.", folder, error.strerror)
-            continue
-        names = {e.name for e in entries}
+
+    def refused(folder: Path, error: OSError) -> None:
+        log.warning("%s: cannot be read (%s) and was not searched.", folder, error.strerror)
+
+    for folder, inside, files in walk(top, _MAX_DEPTH, refused):
+        names = {*inside, *files}
         root, platform = next(((r, p) for p, c in classes.items() if (r := c.root_of(folder, names, top))), (None, None))
-        if root is not None:
-            found.setdefault(root, platform)
-        elif depth < _MAX_DEPTH:
-            pending += [(Path(e.path), depth + 1) for e in reversed(entries) if e.is_dir()]
+        if root is None:
+            # By name: the last one is entered first.
+            inside.reverse()
+            continue
+        found.setdefault(root, platform)
+        inside.clear()
     return [(found[root], root) for root in sorted(found)]
 
 

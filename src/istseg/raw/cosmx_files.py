@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 
 from istseg.errors import InputError
 from istseg.raw import tables, tiffs
+from istseg.raw.folders import walk
 
 LABEL_TYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32")
 LEGACY_FRAME = (3648, 5472)
@@ -66,7 +66,7 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     morphology: dict[int, list[Path]] = {}
     composite: dict[int, list[Path]] = {}
     labels: dict[int, list[Path]] = {}
-    for path in _walk(root):
+    for path in _files(root):
         for name, pattern in _TABLES.items():
             if pattern.fullmatch(path.name):
                 found[name].append(path)
@@ -101,41 +101,22 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     return layout
 
 
-def _walk(root: Path) -> list[Path]:
+def _files(root: Path) -> list[Path]:
     """Files below `root`, sorted; a folder is entered once, so links cannot loop."""
     if not root.exists():
         raise InputError(f"{root}: no such folder. Is the path in the samplesheet right?")
     if not root.is_dir():
         raise InputError(f"{root}: is a file; give the folder of the slide.")
-    seen: set[str] = set()
+
+    def refused(folder: Path, error: OSError) -> None:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}). Check the link and the permissions.") from None
+
     files: list[Path] = []
-    pending = [(root, 0)]
-    while pending:
-        folder, depth = pending.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({error.strerror}). Check the link and the permissions.") from None
-        for entry in entries:
-            if _is_folder(entry):
-                if depth < _MAX_DEPTH:
-                    pending.append((Path(entry.path), depth + 1))
-            else:
-                files.append(Path(entry.path))
+    for folder, _, names in walk(root, _MAX_DEPTH, refused):
+        files += [folder / name for name in names]
         if len(files) > _MAX_FILES:
             raise InputError(f"{root}: holds more than {_MAX_FILES:,} files; give the folder of one slide.")
     return sorted(files)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _only(paths: list[Path], what: str, root: Path, problems: list[str]) -> Path | None:
