@@ -9,10 +9,10 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup comparators demo test quick fuzz test-faults audit test-slurm lint docs site lock clean
+.PHONY: help setup comparators demo test quick fuzz test-faults audit test-slurm test-containers lint docs site lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 setup: ## install what is missing: locked environment .venv, Nextflow (below this folder)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON) found; install Python 3.11 or 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)." >&2; exit 1; }
@@ -44,6 +44,10 @@ audit: setup ## bandit over the package, pip-audit over the locked packages (ask
 
 test-slurm: setup ## the demo on a real one-node SLURM (root; Debian packages slurm-wlm and munge)
 	@ISTSEG_TEST_SLURM=1 $(PYTEST) -q tests/pipeline/slurm
+
+test-containers: setup ## pipeline, canary and memory limits in real containers (podman, with the image istseg-core)
+	@command -v podman >/dev/null || { echo "test-containers: there is no podman (Debian, Ubuntu: apt-get install podman)." >&2; exit 1; }
+	@ISTSEG_TEST_CONTAINERS=1 $(PYTEST) -q tests/pipeline/containers
 
 lint: setup ## ruff and nextflow lint
 	@.venv/bin/ruff check .

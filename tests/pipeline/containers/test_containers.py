@@ -1,0 +1,89 @@
+"""Pipeline and canary in real containers, with podman. Only when asked for (`make test-containers`): needs podman and the image istseg-core."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+from istseg import __version__
+
+IMAGE = f"localhost/istseg-core:{__version__}"
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_CONTAINERS"), reason="runs by `make test-containers` only"),
+    pytest.mark.skipif(shutil.which("podman") is None, reason="there is no podman"),
+]
+# As a task of a careful site: nobody's user, nothing can be written to but /tmp, no network, no rights.
+CAREFUL = (
+    "--rm", "--read-only", "--tmpfs", "/tmp", "--user", "12345", "--network", "none", "--cap-drop", "all", "--security-opt", "no-new-privileges",
+    "--no-healthcheck",
+)  # fmt: skip
+SMALL = ("--exports", "none", "--umap_cells", 0)
+CELLS = [f"{sample}/istseg.cells.parquet" for sample in ("demo_merscope", "demo_cosmx")]
+
+
+def podman(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["podman", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image() -> dict:
+    done = podman("image", "inspect", IMAGE)
+    if done.returncode:
+        pytest.fail(f"there is no image {IMAGE}; build it: docs/sites.md, Containers\n{done.stderr}", pytrace=False)
+    return json.loads(done.stdout)[0]
+
+
+def test_doctor_in_a_container_without_rights():
+    done = podman("run", *CAREFUL, IMAGE, "istseg", "doctor", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = podman("run", *CAREFUL, IMAGE, "sh", "-c", "id -u; touch /opt/istseg/x || echo refused")
+    assert done.stdout.split() == ["12345", "refused"]
+
+
+def test_image_has_a_user_and_this_version(image):
+    assert image["User"] == "1000:1000"
+    assert podman("run", *CAREFUL, IMAGE, "istseg", "--version").stdout.split()[-1] == __version__
+
+
+def test_canary_in_podman(nextflow, image):
+    """In the very image that its digest names."""
+    tag = f"{__version__}@{image['Digest']}"
+    run = nextflow.run("-profile", "canary,podman,offline", "--container_tag", tag)
+    assert "All well: the pipeline can run here." in run.text
+    assert "NOT OK" not in run.text
+    assert {row["container"] for row in run.trace()} == {f"localhost/istseg-core:{tag}"}
+
+
+def test_a_task_beyond_the_limit_of_its_container_is_tried_again_with_more(nextflow):
+    """The kernel ends it, not the task itself: 1.2 GB in a container of 1 GB."""
+    (nextflow.folder / "main.nf").write_text(
+        "process EATER {\n    output:\n    stdout\n\n    script:\n"
+        "    \"python -c 'x = bytearray(1_200_000_000); print(len(x), flush=True)'\"\n}\nworkflow { EATER() }\n"
+    )
+    (nextflow.folder / "site.config").write_text("process { withName: 'EATER' { ext.memory = [start: 333] } }\n")
+    config = ("-c", ROOT / "nextflow.config", "-c", "site.config", "-profile", "podman,offline")
+    done = nextflow.call("run", "main.nf", *config, "--max_memory", "6.GB", "--outdir", "out")
+    assert done.returncode == 0, done.stdout
+    tasks = sorted((nextflow.folder / "work").glob("*/*/.exitcode"), key=lambda path: path.stat().st_mtime)
+    assert [path.read_text() for path in tasks] == ["137", "0"], done.stdout
+    asked = [re.search(r"--memory (\d+)m", (path.parent / ".command.run").read_text()).group(1) for path in tasks]
+    assert int(asked[1]) == 2 * int(asked[0])
+
+
+def test_the_pipeline_in_podman_gives_the_same_cells(nextflow):
+    """Without the network, and beside a run of the same samples without containers."""
+    inside = nextflow.run("-profile", "test,podman,offline", *SMALL, outdir="inside", timeout=2000)
+    outside = nextflow.run("-profile", "test", *SMALL, outdir="outside", timeout=2000)
+    for name in CELLS:
+        assert (inside.outdir / name).read_bytes() == (outside.outdir / name).read_bytes(), name
+    assert {row["container"] for row in inside.trace()} == {IMAGE}
+    assert {row["container"] for row in outside.trace()} == {"-"}
