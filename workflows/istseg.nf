@@ -79,13 +79,13 @@ workflow ISTSEG {
         colours = CONVERT.out.sample.join(COEXPRESSION.out.colours, remainder: true).map { meta, json, table -> [meta, table ?: []] }
     }
 
-    // [meta, segmentation, cells, label image or [], table of transcripts or []]
+    // [meta, segmentation, cells, label image or [], table of transcripts or outlines by plane or []]
     road = MERGE.out.istseg.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'istseg', polygons, image, []] }
     if ('teacher' in options.compare) {
         road = road.mix(MERGE.out.teacher.join(MERGE.out.labels).map { meta, polygons, image -> [meta, 'teacher', polygons, image, []] })
     }
     if ('vendor' in options.compare) {
-        road = road.mix(CONVERT.out.vendor_cells.map { meta, polygons -> [meta, 'vendor', polygons, [], []] })
+        road = road.mix(CONVERT.out.vendor_cells.join(CONVERT.out.vendor_planes).map { meta, polygons, planes -> [meta, 'vendor', polygons, [], planes] })
     }
     COMPARATORS(
         [tiles: tiles, sizes: sizes, taught: TEACH.out.labels, index: TILE.out.index],

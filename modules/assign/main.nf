@@ -1,7 +1,7 @@
 /*
  * ASSIGN: give every transcript its cell and count.
  *
- * in   sample; name of the segmentation; its cells; its label images or []; its table transcript -> cell or []; sample.json; transcripts (points.parquet)
+ * in   sample; name of the segmentation; its cells; its label images or []; its table transcript -> cell, or (segmentation `vendor`) its outlines by plane, or []; sample.json; transcripts (points.parquet)
  * out  counts.h5ad and assign.json; transcripts.parquet
  */
 process ASSIGN {
@@ -18,7 +18,7 @@ process ASSIGN {
     tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
 
     script:
-    def whose = labels ? "--labels ${labels}" : assignment ? "--assignment ${assignment}" : ''
+    def whose = labels ? "--labels ${labels}" : assignment ? "--${segmentation == 'vendor' ? 'planes' : 'assignment'} ${assignment}" : ''
     """
     istseg --expect-version ${workflow.manifest.version} assign --sample-json ${sample_json} --transcripts ${transcripts} --cells ${cells} --segmentation ${segmentation} ${whose} --out ${meta.id}/${segmentation} ${task.ext.args ?: ''}
     """

@@ -2,7 +2,8 @@
  * CONVERT: read a raw folder once, as a stream, into SpatialData.
  *
  * in   sample; its raw folder (under a fixed name: names of users never reach the shell)
- * out  <sample>.zarr, sample.json; its transcripts alone, for tasks that need nothing else; vendor_cells.parquet when the vendor gave cells
+ * out  <sample>.zarr, sample.json; its transcripts alone, for tasks that need nothing else; vendor_cells.parquet and vendor_planes.parquet (their outlines
+ *      plane by plane, without rows where they do not differ) when the vendor gave cells
  */
 process CONVERT {
     tag "${meta.id}"
@@ -17,6 +18,7 @@ process CONVERT {
     tuple val(meta), path("${meta.id}/${meta.id}.zarr"), emit: zarr
     tuple val(meta), path("${meta.id}/${meta.id}.zarr/points/transcripts/points.parquet"), emit: transcripts
     tuple val(meta), path("${meta.id}/vendor_cells.parquet"), emit: vendor_cells, optional: true
+    tuple val(meta), path("${meta.id}/vendor_planes.parquet"), emit: vendor_planes, optional: true
     tuple val(task.process), val('istseg'), eval('istseg --version'), emit: versions, topic: versions
 
     script:
@@ -30,6 +32,6 @@ process CONVERT {
     """
     mkdir -p ${meta.id}/${meta.id}.zarr/points/transcripts/points.parquet
     echo '{"sample": "${meta.id}", "platform": "${meta.platform}"}' > ${meta.id}/sample.json
-    touch ${meta.id}/vendor_cells.parquet
+    touch ${meta.id}/{vendor_cells,vendor_planes}.parquet
     """
 }

@@ -1,4 +1,4 @@
-"""In which cell does a transcript lie? By look-up in a label image, by an index of polygons, or by a table of transcripts."""
+"""In which cell does a transcript lie? By look-up in a label image, by an index of polygons (of one plane or of each), or by a table of transcripts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 
+from istseg.artifacts.planes import Planes
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
 
@@ -19,7 +20,7 @@ _BLOCK = 1024
 
 
 class Locator(Protocol):
-    """Maps (n, 2) points (x, y) in µm, or (n,) ids of transcripts where `by_id` is set, to the index of their cell, -1 outside of cells."""
+    """Maps (n, 2) points (x, y) in µm, (n, 3) points with their plane, or (n,) ids of transcripts where `by_id` is set, to the index of their cell, -1 outside of cells."""
 
     name: str
     by_id: bool
@@ -135,6 +136,54 @@ class PolygonLocator:
         # Prepared geometries are several times larger; a slide has a million of them.
         shapely.destroy_prepared(self._polygons[near])
         return point[covered], polygon[covered]
+
+
+class PlaneLocator:
+    """Finds the cell of a point among the outlines of the point's own plane.
+
+    Of points in a plane that no cell of the sample has, the nearest plane with cells counts, of two as near the lower one. A cell without an outline in a
+    point's plane does not have the point. Overlaps as in `PolygonLocator`. Memory holds the outlines that reach into the strip of y of one call.
+
+    Parameters
+    ----------
+    planes
+        Outlines by plane; not empty.
+
+    """
+
+    name = "planes"
+    by_id = False
+
+    def __init__(self, planes: Planes):
+        self._planes = planes
+        self._groups: tuple[int, ...] = ()
+        self._held: dict[int, tuple[np.ndarray, PolygonLocator]] = {}
+
+    def nearest(self, z: np.ndarray) -> np.ndarray:
+        """(n,) plane of the outlines that decides for points of the planes `z`; NaN counts as plane 0, as in convert."""
+        z = np.nan_to_num(np.asarray(z, float))
+        planes = self._planes.planes
+        upper = np.clip(np.searchsorted(planes, z), 0, len(planes) - 1)
+        lower = np.maximum(upper - 1, 0)
+        return np.where(np.abs(z - planes[lower]) <= np.abs(planes[upper] - z), planes[lower], planes[upper])
+
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) int64 index of the cell of each point (n, 3): x, y in µm and plane; -1 outside."""
+        cell = np.full(len(keys), -1, np.int64)
+        if not len(keys):
+            return cell
+        groups = self._planes.groups(float(keys[:, 1].min()), float(keys[:, 1].max()))
+        if groups != self._groups:
+            # Let go of before the next are read, so that memory never holds two strips.
+            self._held = {}
+            self._held = {plane: (cells, PolygonLocator(polygons)) for plane, (cells, polygons) in self._planes.read(groups).items()}
+            self._groups = groups
+        plane = self.nearest(keys[:, 2])
+        for z, (cells, locator) in self._held.items():
+            points = np.flatnonzero(plane == z)
+            found = locator(keys[points, :2])
+            cell[points] = np.where(found >= 0, cells[found], -1)
+        return cell
 
 
 class TableLocator:

@@ -78,7 +78,7 @@ def test_geometries_none_empty_invalid_and_multiple(tmp_path: Path) -> None:
         {"EntityID": [r[0] for r in rows], "ZIndex": [r[1] for r in rows], "Geometry": [None if r[2] is None else shapely.to_wkb(r[2]) for r in rows]}
     )
     frame.to_parquet(tmp_path / "c.parquet")
-    ids, polygons, counts, _ = from_parquet(tmp_path / "c.parquet", 0, np.eye(3), (100, 100))
+    ids, polygons, counts, *_ = from_parquet(tmp_path / "c.parquet", 0, np.eye(3), (100, 100))
     found = dict(zip(ids, polygons, strict=True))
     assert set(found) == {"none at 0", "bow", "parts", "donut"}
     assert found["parts"].equals(box)

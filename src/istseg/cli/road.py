@@ -259,11 +259,16 @@ def assign(
     assignment: Annotated[
         Optional[Path], typer.Option(**Existing, help="`<segmentation>.assignment.parquet`: the cell of each transcript, said by the method itself.")
     ] = None,
+    planes: Annotated[
+        Optional[Path], typer.Option(**Existing, help="`vendor_planes.parquet`: outlines plane by plane; a transcript is looked up among those of its plane.")
+    ] = None,
 ) -> None:
     """Give every transcript its cell and count."""
     from istseg.stages import assign as stage
 
-    stage.run(sample_json=sample_json, transcripts=transcripts, cells=cells, segmentation=segmentation, out=out, labels=labels, assignment=assignment)
+    stage.run(
+        sample_json=sample_json, transcripts=transcripts, cells=cells, segmentation=segmentation, out=out, labels=labels, assignment=assignment, planes=planes
+    )
 
 
 @app.command()

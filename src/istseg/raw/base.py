@@ -230,6 +230,12 @@ class RawSample(abc.ABC):
     def vendor_cells(self, wanted_plane: int | None) -> tuple[list[str], list[Any], dict[str, int]]:
         """Ids, valid shapely polygons in µm, and counts of what was left out and why. Empty without vendor cells."""
 
+    def vendor_planes(self) -> Iterator[tuple[str, int, Any]]:
+        """Give id, plane and valid polygon (µm) of every outline of the vendor's cells, all planes of a cell together; nothing where the platform has one
+        outline for each cell. Comes after `vendor_cells`.
+        """
+        return iter(())
+
 
 def refuse_special_files(folder: Path) -> None:
     """Pipes, sockets and devices have no place in a raw folder: opening one would wait for ever.

@@ -195,12 +195,22 @@ class MerscopeSample(RawSample):
             return [], [], {}
         if self._cells.is_dir():
             return merscope_cells.from_hdf5(self._cells, wanted_plane)
-        ids, polygons, counts, note = merscope_cells.from_parquet(
+        ids, polygons, counts, note, self._cells_in_pixels = merscope_cells.from_parquet(
             self._cells, wanted_plane, self.facts.micron_to_pixel, (self.facts.height_px, self.facts.width_px)
         )
         if note:
             self.facts.warnings.append(note)
         return ids, polygons, counts
+
+    def vendor_planes(self) -> Iterator[tuple[str, int, Any]]:
+        """See `RawSample.vendor_planes`."""
+        from istseg.raw import merscope_cells
+
+        if self._cells is None:
+            return iter(())
+        if self._cells.is_dir():
+            return merscope_cells.planes_of_hdf5(self._cells)
+        return merscope_cells.planes_of_parquet(self._cells, self.facts.micron_to_pixel if self._cells_in_pixels else None)
 
 
 class _Fields:

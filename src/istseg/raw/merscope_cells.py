@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def from_hdf5(folder: Path, wanted_plane: int | None) -> tuple[list[str], list[A
     return list(cells), list(cells.values()), counts
 
 
-def _hdf5_cell(cell: Any, wanted_plane: int | None) -> Any:
+def _hdf5_planes(cell: Any) -> dict[int, list[np.ndarray]]:
+    """Plane → rings of the cell's parts (N, 2)."""
     planes = {}
     for name in cell:
         if not name.startswith("zIndex_"):
@@ -59,17 +61,66 @@ def _hdf5_cell(cell: Any, wanted_plane: int | None) -> Any:
         rings = [r for r in rings if len(r) >= 3 and np.isfinite(r).all()]
         if rings:
             planes[int(name.removeprefix("zIndex_"))] = rings
-    if not planes:
-        return None
-    have = sorted(planes)
-    rings = planes[wanted_plane if wanted_plane in planes else have[len(have) // 2]]
+    return planes
+
+
+def _of_rings(rings: list[np.ndarray]) -> Any:
     parts = [shapely.Polygon(r) for r in rings]
     return parts[0] if len(parts) == 1 else shapely.union_all([p if p.is_valid else shapely.make_valid(p) for p in parts])
 
 
+def _hdf5_cell(cell: Any, wanted_plane: int | None) -> Any:
+    planes = _hdf5_planes(cell)
+    if not planes:
+        return None
+    have = sorted(planes)
+    return _of_rings(planes[wanted_plane if wanted_plane in planes else have[len(have) // 2]])
+
+
+def planes_of_hdf5(folder: Path) -> Iterator[tuple[str, int, Any]]:
+    """Every outline: id, plane, valid polygon in µm. Files that `from_hdf5` could read."""
+    import h5py
+
+    seen: set[str] = set()
+    for path in track(sorted(folder.glob("*.hdf5")), "Planes of vendor cells"):
+        with h5py.File(path, "r") as stored:
+            group = stored.get("featuredata")
+            for cell in group if group is not None else []:
+                if cell in seen:
+                    continue
+                seen.add(cell)
+                for z, rings in sorted(_hdf5_planes(group[cell]).items()):
+                    polygon = single(_of_rings(rings), {})
+                    if polygon is not None:
+                        yield cell, z, polygon
+
+
+def planes_of_parquet(path: Path, micron_to_pixel: np.ndarray | None) -> Iterator[tuple[str, int, Any]]:
+    """Every outline of a file that `from_parquet` could read: id, plane, valid polygon in µm; nothing where the file names no plane.
+
+    Parameters
+    ----------
+    micron_to_pixel
+        (3, 3) where the outlines are in pixels, None where they are in µm.
+    """
+    names = tables.header(path)
+    id_column = tables.find_column(names, "EntityID", "ID", "cell_id")
+    geometry_column, plane_column = tables.find_column(names, "Geometry"), tables.find_column(names, "ZIndex")
+    if plane_column is None:
+        return
+    inverse = None if micron_to_pixel is None else np.linalg.inv(micron_to_pixel)
+    with pq.ParquetFile(path) as stored:
+        for batch in stored.iter_batches(batch_size=1 << 14, columns=[id_column, plane_column, geometry_column]):
+            geometries = shapely.from_wkb(np.array(batch.column(geometry_column).to_pylist(), object), on_invalid="ignore")
+            for cell, z, geometry in zip(_as_text(batch.column(id_column), path), batch.column(plane_column).to_pylist(), geometries, strict=True):
+                polygon = single(geometry, {})
+                if polygon is not None and z is not None:
+                    yield cell, int(z), polygon if inverse is None else shapely.transform(polygon, lambda xy: apply_affine(inverse, xy))
+
+
 def from_parquet(
     path: Path, wanted_plane: int | None, micron_to_pixel: np.ndarray, shape: tuple[int, int]
-) -> tuple[list[str], list[Any], dict[str, int], str | None]:
+) -> tuple[list[str], list[Any], dict[str, int], str | None, bool]:
     """Cells of a GeoParquet file: columns `EntityID` (or `ID`), `ZIndex`, `Geometry` (WKB).
 
     The wanted plane is taken where a cell has it, else the middle one it has. Files named `*mosaic_space*` are in mosaic pixels; where the name
@@ -77,7 +128,7 @@ def from_parquet(
 
     Returns
     -------
-    ids, polygons in µm, counts, note for the user or None.
+    ids, polygons in µm, counts, note for the user or None, whether the file is in pixels.
 
     Raises
     ------
@@ -101,7 +152,7 @@ def from_parquet(
     if in_pixels:
         inverse = np.linalg.inv(micron_to_pixel)
         polygons = list(shapely.transform(np.array(polygons, object), lambda xy: apply_affine(inverse, xy)))
-    return list(cells), polygons, counts, note
+    return list(cells), polygons, counts, note, in_pixels
 
 
 def _chosen_rows(path: Path, id_column: str, plane_column: str | None, geometry_column: str, wanted: int | None, counts: dict[str, int]) -> set[int]:

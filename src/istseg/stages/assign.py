@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from istseg import __version__, counts
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import whole, write_json
+from istseg.artifacts.planes import Planes
 from istseg.artifacts.sample import Sample, apply_affine
 from istseg.artifacts.spatial import BATCH, transcript_batches
 from istseg.errors import InputError, IstsegError
-from istseg.locate import LabelLocator, Locator, PolygonLocator, TableLocator
+from istseg.locate import LabelLocator, Locator, PlaneLocator, PolygonLocator, TableLocator
 from istseg.progress import track
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,16 @@ class Totals:
         return self.in_cells / self.in_image if self.in_image else None
 
 
-def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, out: Path, labels: Path | None = None, assignment: Path | None = None) -> None:
+def run(
+    sample_json: Path,
+    transcripts: Path,
+    cells: Path,
+    segmentation: str,
+    out: Path,
+    labels: Path | None = None,
+    assignment: Path | None = None,
+    planes: Path | None = None,
+) -> None:
     """Assign and count.
 
     Parameters
@@ -76,17 +86,20 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     assignment
         Parquet with `transcript_id` and `cell_id`: what a method says itself of its transcripts, which goes before polygons. Transcripts that it does not
         name lie in no cell.
+    planes
+        Outlines of the cells plane by plane (`artifacts.planes`): each transcript is looked up among those of its own plane (`locate.PlaneLocator`). A file
+        without rows says that the cells do not differ by plane; their one outline in `cells` counts.
 
     Raises
     ------
     InputError
-        If the points, the cells and the sample do not belong together, or both a label image and a table are given.
+        If the points, the cells and the sample do not belong together, or more than one of label image, table and outlines by plane is given.
 
     """
     sample = Sample.read(sample_json)
     table = cells_file.read(cells, geometry=labels is None and assignment is None)
     ids = table["cell_id"].to_numpy(dtype=object)
-    locator = _locator(table, segmentation, labels, assignment)
+    locator = _locator(table, segmentation, labels, assignment, planes)
     targets = _targets(sample)
     gene_counts, control_counts = counts.CountMatrix(len(ids), len(sample.genes)), counts.CountMatrix(len(ids), len(sample.controls))
     totals = Totals()
@@ -94,7 +107,7 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     with whole(out / "transcripts.parquet") as part, pq.ParquetWriter(part, OUT_SCHEMA, compression="zstd") as writer:
         for batch in track(transcript_batches(transcripts, POINT_COLUMNS, optional=("z",)), "assign", total=None):
             xy = np.column_stack([batch["x"], batch["y"]]).astype(float)
-            cell = locator(batch["transcript_id"].to_numpy() if locator.by_id else xy)
+            cell = locator(_keys(locator, batch, xy))
             code = _gene_codes(batch["gene"], targets, transcripts)
             control = batch["is_control"].to_numpy(zero_copy_only=False)
             _check_controls(code, control, len(sample.genes), targets, transcripts)
@@ -114,9 +127,25 @@ def run(sample_json: Path, transcripts: Path, cells: Path, segmentation: str, ou
     log.info("%s/%s: %d of %d transcripts in %d cells", sample.sample, segmentation, totals.in_cells, totals.in_image, len(ids))
 
 
-def _locator(cells: pd.DataFrame, segmentation: str, labels: Path | None, assignment: Path | None) -> Locator:
-    if labels and assignment:
-        raise InputError(f"--labels {labels}, --assignment {assignment}: give one of them; both say whose a transcript is.")
+def _keys(locator: Locator, batch: pa.RecordBatch, xy: np.ndarray) -> np.ndarray:
+    """What a locator asks of the transcripts: their ids, or their places."""
+    if locator.by_id:
+        return batch["transcript_id"].to_numpy()
+    if isinstance(locator, PlaneLocator):
+        if "z" not in batch.schema.names:
+            raise InputError("--planes: the transcripts have no column z, so their plane is not known; run convert again, or leave --planes out.")
+        return np.column_stack([xy, batch["z"].to_numpy(zero_copy_only=False)])
+    return xy
+
+
+def _locator(cells: pd.DataFrame, segmentation: str, labels: Path | None, assignment: Path | None, planes: Path | None) -> Locator:
+    given = [f"{name} {path}" for name, path in (("--labels", labels), ("--assignment", assignment), ("--planes", planes)) if path]
+    if len(given) > 1:
+        raise InputError(f"{', '.join(given)}: give one of them; each says whose a transcript is.")
+    if planes:
+        outlines = Planes(planes, cells["cell_id"].to_numpy(dtype=object))
+        if len(outlines.planes):
+            return PlaneLocator(outlines)
     if assignment:
         return TableLocator(assignment, cells["cell_id"].to_numpy(dtype=object))
     if labels:

@@ -1,4 +1,4 @@
-"""convert: a raw folder, read once as a stream → SpatialData, `sample.json`, `vendor_cells.parquet`."""
+"""convert: a raw folder, read once as a stream → SpatialData, `sample.json`, `vendor_cells.parquet`, `vendor_planes.parquet`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from istseg.artifacts import cells as cells_io
+from istseg.artifacts import planes as planes_io
 from istseg.artifacts import spatial
 from istseg.artifacts.files import sha256, whole
 from istseg.artifacts.sample import Sample, Stain
@@ -54,7 +55,8 @@ def run(
     platform
         Key of `istseg.raw.READERS`.
     out
-        Gets `<sample>.zarr`, `sample.json` and, when there are vendor cells, `vendor_cells.parquet`.
+        Gets `<sample>.zarr`, `sample.json` and, when there are vendor cells, `vendor_cells.parquet` and
+        `vendor_planes.parquet` (without rows where the cells do not differ by plane).
     nucleus_stain, membrane_stains, z_planes, fovs, pixel_size_um
         See `istseg.raw.base.Options`.
 
@@ -70,7 +72,7 @@ def run(
     facts = reader.inspect()
     planes = reader.choose_planes()
     out.mkdir(parents=True, exist_ok=True)
-    for stale in ("sample.json", "vendor_cells.parquet"):
+    for stale in ("sample.json", "vendor_cells.parquet", "vendor_planes.parquet"):
         (out / stale).unlink(missing_ok=True)
     with whole(out / f"{sample}.zarr") as store:
         store.mkdir()
@@ -83,6 +85,9 @@ def run(
         ids, polygons, left_out = _vendor_cells(reader, facts)
         if ids:
             spatial.write_shapes(store, ids, polygons)
+            known = set(ids)
+            differ = planes_io.write(out / "vendor_planes.parquet", (outline for outline in reader.vendor_planes() if outline[0] in known), scratch)
+            facts.details["vendor_cells_differ_by_plane"] = differ
         scratch.rmdir()
         spatial.finish(store, ["images", "points", *(["shapes"] if ids else [])])
         record = _record(sample, platform, facts, planes, histograms, points, thumbnail, len(ids), left_out, raw)
