@@ -20,7 +20,10 @@ _BLOCK = 1024
 
 
 class Locator(Protocol):
-    """Maps (n, 2) points (x, y) in µm, (n, 3) points with their plane, or (n,) ids of transcripts where `by_id` is set, to the index of their cell, -1 outside of cells."""
+    """Maps points to the index of their cell, -1 outside of cells.
+
+    Points are (n, 2) places (x, y) in µm, (n, 3) with their plane, or (n,) ids of transcripts where `by_id` is set.
+    """
 
     name: str
     by_id: bool
