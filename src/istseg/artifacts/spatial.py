@@ -119,7 +119,7 @@ class _Level:
     """One level: rows wait until they fill a row of chunks."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str):
-        self.array = ShardedWriter(path, shape, dtype)
+        self.array = ShardedWriter(path, shape, dtype, "lz4")
         self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import io
 import os
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +18,10 @@ import pyarrow.parquet as pq
 
 from istseg.errors import InputError
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
+"""Parsed at a time: larger blocks leave the processor's cache and take a fifth longer."""
+_BLOCKS = 4
+"""Given at a time."""
 SAMPLE_BYTES = 4 << 20
 SAMPLE_PLACES = 5
 _NULLS = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
@@ -96,7 +100,9 @@ def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
                     yield _cast(pa.Table.from_batches([batch]), schema, path)
             return
         with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "gzip") if is_gzip(path) else raw as source:
-            yield from (pa.Table.from_batches([batch]).select(schema.names) for batch in _csv(source, columns) if batch.num_rows)
+            blocks = (batch for batch in _csv(source, columns) if batch.num_rows)
+            while together := list(islice(blocks, _BLOCKS)):
+                yield pa.Table.from_batches(together).select(schema.names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: {_explain(error)}") from None
 
