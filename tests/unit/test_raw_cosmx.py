@@ -210,3 +210,14 @@ def test_density_evidence_sees_a_flip_and_stays_silent_without_signal() -> None:
         assert wrong["suspicious"]
     assert not agreement.density_evidence(image, rng.poisson(1.0, counts.shape))["suspicious"]
     assert agreement.density_evidence(image, np.zeros_like(counts)) == {}
+
+
+def test_a_protein_run_is_refused_with_one_message(tmp_path: Path) -> None:
+    fx.cosmx(tmp_path / "slide", "C")
+    table = next((tmp_path / "slide").rglob("*_tx_file.csv*"))
+    (tmp_path / "slide" / "S1_Protein_exprMat_file.csv").write_text("fov,cell_ID,CD3\n")
+    assert open_raw("cosmx", tmp_path / "slide", Options()).inspect(), "an RNA run beside protein tables is read"
+    table.unlink()
+    with pytest.raises(InputError, match="is a protein run") as refused:
+        open_raw("cosmx", tmp_path / "slide", Options()).inspect()
+    assert len(refused.value.problems) == 1

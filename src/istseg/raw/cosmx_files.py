@@ -66,7 +66,8 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     morphology: dict[int, list[Path]] = {}
     composite: dict[int, list[Path]] = {}
     labels: dict[int, list[Path]] = {}
-    for path in _files(root):
+    files = _files(root)
+    for path in files:
         for name, pattern in _TABLES.items():
             if pattern.fullmatch(path.name):
                 found[name].append(path)
@@ -77,6 +78,10 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
             target = {"morphology2d": morphology, "cellcomposite": composite}.get(kind)
             if target is not None:
                 target.setdefault(int(match["fov"]), []).append(path)
+    if not found["tx"] and any("protein" in part.lower() for path in files for part in path.relative_to(root).parts):
+        raise InputError(
+            f"{root}: is a protein run (its files are named so, and there is no *_tx_file.csv); only RNA runs can be segmented. Give the RNA run's folder."
+        )
     for name in ("tx", "positions", "polygons"):
         setattr(layout, name, _only(found[name], name, root, problems))
     if layout.tx is None and not found["tx"]:
