@@ -233,11 +233,25 @@ def test_the_page_never_scrolls_sideways(open_page, width):
 
 
 @pytest.mark.slow
+def test_pictures_and_axes_keep_their_room_on_a_narrow_page(open_page):
+    page = open_page(width=390)
+    page.locator("#s0 .layered").first.scroll_into_view_if_needed()
+    page.locator("#s0 .layered .imagelayer image").first.wait_for()
+    assert page.evaluate("document.querySelector('#s0 .layered')._fullLayout.xaxis._length") > 200
+    several = "[...document.querySelectorAll('.plot')].find((p) => getComputedStyle(p).getPropertyValue('--panels') > 3)"
+    page.evaluate(f"{several}.scrollIntoView()")
+    page.wait_for_function(f"{several}._fullLayout")
+    assert page.evaluate(f"{several}._fullLayout.xaxis2._length") > 60
+    assert page.evaluate(f"{several}.parentElement.scrollWidth > {several}.parentElement.clientWidth")
+
+
+@pytest.mark.slow
 def test_print_draws_all_figures_on_paper(open_page, tmp_path):
     page = open_page("dark")
     page.evaluate("""addEventListener("beforeprint", () => {
         window.seen = document.querySelectorAll(".plot:has(.main-svg)").length;
         window.gl = document.querySelectorAll(".plot canvas").length;
+        window.picture = document.querySelector("#s0 .layered")._fullLayout.xaxis._length;
         window.wide = Math.max(...[...document.querySelectorAll(".plot .main-svg")].map((s) => s.clientWidth));
     })""")
     page.pdf(path=tmp_path / "report.pdf", format="A4")
@@ -246,5 +260,6 @@ def test_print_draws_all_figures_on_paper(open_page, tmp_path):
     assert page.evaluate("window.gl") == 0
     assert page.evaluate("window.seen") >= wanted > 15
     assert page.evaluate("window.wide") <= 690
+    assert page.evaluate("window.picture") > 450
     assert (tmp_path / "report.pdf").stat().st_size > 100_000
     assert page.said == []

@@ -12,6 +12,7 @@
   const webgl = (() => {
     try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
   })();
+  const narrow = matchMedia("(max-width: 600px)");
   const PAPER_PX = 680;
   const HALF_PAPER_PX = 325;
   let printing = false;
@@ -36,6 +37,14 @@
     return result;
   };
 
+  // A square beside its legend leaves the picture small where there is little room.
+  const LEGEND_PX = 150;
+  const fitted = (layout, place) => {
+    if (!layout.images || !(printing || narrow.matches)) return layout;
+    const height = (printing ? PAPER_PX : place.clientWidth) + LEGEND_PX;
+    return { ...layout, height, margin: { ...layout.margin, b: LEGEND_PX }, legend: { ...layout.legend, orientation: "h", x: 0, y: -0.1, yanchor: "top" } };
+  };
+
   // The blue of the palette is too dark for a dark page.
   const recoloured = (trace) => {
     if (printing || !dark.matches) return trace;
@@ -49,9 +58,9 @@
     // A browser holds few WebGL drawings at once, a printer none: the same points are then drawn as SVG.
     const flat = printing || !webgl;
     const data = figure.data.map((trace) => recoloured(flat && trace.type === "scattergl" ? { ...trace, type: "scatter" } : trace));
-    place.style.minHeight = `${figure.layout.height}px`;
+    const layout = themed(fitted(figure.layout, place));
+    place.style.minHeight = `${layout.height}px`;
     place.drawn = true;
-    const layout = themed(figure.layout);
     // Paper is narrower than the screen on which the page is laid out when this is called.
     if (printing) layout.width = place.closest(".two, .three") ? HALF_PAPER_PX : PAPER_PX;
     return Plotly.newPlot(place, data, layout, { ...config, staticPlot: printing, responsive: !printing, scrollZoom: Boolean(layout.images), toImageButtonOptions: { filename: place.dataset.figure, scale: 2 } });
@@ -95,11 +104,14 @@
     }
   }, { rootMargin: "400px 0px" });
   places.forEach((place) => {
-    place.style.minHeight = `${figures[place.dataset.figure].layout.height}px`;
+    const { layout } = figures[place.dataset.figure];
+    place.style.minHeight = `${layout.height}px`;
+    place.style.setProperty("--panels", Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length);
     watcher.observe(place);
   });
   const redraw = () => places.filter((place) => place.drawn).forEach((place) => { erase(place); draw(place); });
   dark.addEventListener("change", redraw);
+  narrow.addEventListener("change", redraw);
 
   let closed = [];
   addEventListener("beforeprint", () => {
