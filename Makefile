@@ -37,7 +37,7 @@ fuzz: setup ## 20,000 broken samplesheets, raw folders and lists: only clear err
 	@PYTHONPATH=tests .venv/bin/python tests/faults/fuzz.py --inputs 20000
 
 test-faults: setup ## broken inputs, killed stages, full disks, the scan for unsafe code (root mounts the small disks)
-	@$(PYTEST) -q tests/faults tests/test_bad_inputs.py
+	@ISTSEG_TEST_LARGE=1 $(PYTEST) -q tests/faults tests/test_bad_inputs.py
 
 audit: setup ## bandit over the package, pip-audit over the locked packages (asks an advisory service on the network)
 	@$(PYTHON) bin/audit

@@ -52,8 +52,8 @@ def bundle(checkout) -> Path:
 
 @pytest.fixture
 def unpacked(bundle, tmp_path) -> Path:
-    with tarfile.open(bundle) as tar:
-        tar.extractall(tmp_path, filter="data")
+    """As the verifier tells the user to."""
+    subprocess.run(["tar", "-xf", bundle, "-C", tmp_path], check=True)
     return tmp_path / FOLDER
 
 
