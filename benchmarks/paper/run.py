@@ -8,6 +8,7 @@
 | 3c, 5bc | methods on tissues with good and poor stains: IoU of pixels and transcripts; spurious and inconsistent cells; UMAP |
 | 4b, 4c | contours removed from 30 % of the cells; fewer transcripts |
 | 6 | fine-tuning on a shifted tissue |
+| profiles | not in the paper: methods that read RNA, and the same sample with touching cells that share no gene |
 | s4, s6 | RNA inputs, backbones: trained alike on a small budget (--budget-epochs, --budget-crop-wpx) |
 
 Simulated tissue is not real tissue, and the base model was trained on another simulator: figures compare methods with each other. A foreign program takes part
@@ -36,7 +37,16 @@ import torch  # noqa: E402
 from istseg.comparators import METHODS, ROAD  # noqa: E402
 from istseg.network.model import BACKBONES, RNA_INPUTS  # noqa: E402
 
-MODULES = {"3c": "tissues", "5bc": "tissues", "4b": "degraded", "4c": "degraded", "6": "shifted", "s4": "ablations", "s6": "ablations"}
+MODULES = {
+    "3c": "tissues",
+    "5bc": "tissues",
+    "4b": "degraded",
+    "4c": "degraded",
+    "6": "shifted",
+    "profiles": "profiles",
+    "s4": "ablations",
+    "s6": "ablations",
+}
 """Figure → module, which has `run(folder, out, options)`."""
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shapely
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +49,18 @@ def test_scripts_of_the_modules_are_filled_in(modules):
     for name in ("proseg", "comseg", "baysor"):
         script = road.module_script(name, f"bin/{name}", "--an-argument 3")
         assert name in script and "--an-argument 3" in script and "input/prepared" in script and "${" not in script
+
+
+def test_touching_cells_get_sets_without_a_common_gene(modules):
+    profiles = modules("profiles")
+    # A row of squares, 0.2 µm apart, and one far away.
+    squares = shapely.box(np.array([0.0, 4.2, 8.4, 12.6, 40.0]), 0, np.array([4.0, 8.2, 12.4, 16.6, 44.0]), 4)
+    pairs = profiles.neighbours(squares)
+    assert sorted(zip(*pairs.tolist(), strict=True)) == [(0, 1), (1, 2), (2, 3)]
+    for seed in range(30):
+        chosen = profiles.sets_of_cells(len(squares), pairs, np.random.default_rng(seed))
+        assert (chosen[pairs[0]] != chosen[pairs[1]]).all() and chosen.min() >= 0 and chosen.max() < profiles.SETS
+        assert np.array_equal(chosen, profiles.sets_of_cells(len(squares), pairs, np.random.default_rng(seed)))
 
 
 def test_a_warm_start_is_the_base_without_its_eyes_for_rna(modules):
