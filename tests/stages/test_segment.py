@@ -284,7 +284,7 @@ def test_seconds_of_a_tile_are_those_of_its_own_work(tmp_path, monkeypatch):
 
 def test_batches_of_the_fused_network_are_not_filled(one, monkeypatch, tmp_path):
     computed = []
-    window = FusedRna2Seg._window
-    monkeypatch.setattr(FusedRna2Seg, "_window", lambda self, stains, rna: computed.append(1) or window(self, stains, rna))
+    window = FusedRna2Seg._windows
+    monkeypatch.setattr(FusedRna2Seg, "_windows", lambda self, stains, rna: computed.append(1) or window(self, stains, rna))
     (found,) = run(one[0], tmp_path, batch_size=8).values()
     assert len(computed) == found.method["windows"] == 9

@@ -262,7 +262,7 @@ def labels_from_centres(field: np.ndarray, logit_threshold: float, centre_thresh
     # Precision of 8 bits makes equal distances common; the tree takes any of them.
     nearest = np.where(distance == distance[:, :1], nearest, len(centres)).min(1)
     labels[y, x] = np.where(np.isfinite(distance[:, 0]), nearest + 1, 0)
-    return tidy(labels, min_area_wpx)
+    return tidy(torch.from_numpy(labels), min_area_wpx).numpy()
 
 
 def _peaks(centre: np.ndarray, threshold: float) -> np.ndarray:

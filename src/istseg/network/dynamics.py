@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from skimage.measure import label as connected
 from torch import Tensor
 from torch.nn import functional as F
 
+from istseg.network import kernels
 from istseg.network.flows import solve_cells
 
 _SEED_HALF = 2
@@ -34,6 +36,8 @@ _FLOW_ERROR_LEVELS = ((4, 2.0), (2, 1.3))
 taken at every second, and where that is within 1.3 in full,"""
 _FEW = 16
 """and so it is where a cell has fewer such pixels."""
+_FIXED_POINT = 2.0**32
+"""Means are made of sums in so many parts of 1; they stay exact for a million pixels of values up to 1000."""
 
 
 @torch.inference_mode()
@@ -73,11 +77,17 @@ def labels_from_field(
     labels = _sinks(field, logit_threshold, steps)
     if labels is None:
         return np.zeros(field.shape[1:], np.int32)
-    labels = tidy(labels.cpu().numpy(), min_area_wpx)
-    if min_flow <= 0 and flow_error <= 0:
-        return labels
-    keep = _trusted(field, torch.as_tensor(labels, device=device), min_flow, flow_error)
-    return _renumber(labels, keep)
+    labels = tidy(labels, min_area_wpx)
+    if min_flow > 0 or flow_error > 0:
+        labels = _renumber(labels, _trusted(field, labels, min_flow, flow_error))
+    return _on_host(labels)
+
+
+def _on_host(labels: Tensor) -> np.ndarray:
+    if not labels.is_cuda:
+        return labels.numpy()
+    # Into locked memory, which is several times faster.
+    return torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True).copy_(labels).numpy()
 
 
 def follow(flow: Tensor, y: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -186,49 +196,54 @@ def _seeds(paths: Tensor) -> Tensor:
     return descending[torch.argsort(torch.flip(strength, (0,)), stable=True)]
 
 
-def tidy(labels: np.ndarray, min_area: float) -> np.ndarray:
+def tidy(labels: Tensor, min_area: float) -> Tensor:
     """Largest 4-connected part of each label, parts below the area (pixels) dropped, holes filled; (H, W) int32, numbered by rows."""
-    from skimage.measure import label as connected
-
-    parts = connected(labels, background=0, connectivity=1)
-    area = np.bincount(parts.ravel())
-    owner = np.zeros(len(area), np.int64)
-    owner[parts.ravel()] = labels.ravel()
+    parts = _components(labels)
+    place = parts.flatten().long()
+    area = torch.bincount(place)
+    owner = torch.zeros_like(area)
+    owner[place] = labels.flatten().long()
     # Parts are numbered by their first pixel: of equal parts the first one stays.
-    order = np.lexsort((np.arange(len(area)), -area, owner))
-    first = np.ones(len(order), bool)
-    first[1:] = owner[order][1:] != owner[order][:-1]
-    keep = np.zeros(len(area), bool)
-    keep[order[first]] = True
-    keep &= area >= min_area
+    rank = area * len(area) + torch.arange(len(area), 0, -1, device=area.device) - 1
+    best = torch.zeros(int(owner.max()) + 1, dtype=torch.int64, device=area.device).scatter_reduce(0, owner, rank, "amax")
+    keep = (rank == best[owner]) & (area >= min_area)
     keep[0] = False
     return _fill_holes(_renumber(parts, keep))
 
 
-def _fill_holes(labels: np.ndarray) -> np.ndarray:
-    """Give background that one cell encloses to that cell."""
-    from skimage.measure import label as connected
+def _components(labels: Tensor) -> Tensor:
+    """(H, W) int32 number of the 4-connected part of each label, by first pixels; 0 where the label is 0."""
+    if not labels.is_cuda:
+        return torch.from_numpy(connected(labels.numpy(), background=0, connectivity=1).astype(np.int32, copy=False))
+    first = kernels.components(labels)
+    starts = (first == torch.arange(first.numel(), dtype=torch.int32, device=first.device).reshape(first.shape)) & (labels > 0)
+    number = torch.cumsum(starts.flatten(), 0, dtype=torch.int32)
+    return number[first.long()] * (labels > 0)
 
-    holes = connected(labels == 0, background=0, connectivity=1)
+
+def _fill_holes(labels: Tensor) -> Tensor:
+    """Give background that one cell encloses to that cell."""
+    holes = _components((labels == 0).int())
     n = int(holes.max()) + 1
-    low, high = np.full(n, np.iinfo(np.int32).max, np.int32), np.zeros(n, np.int32)
+    low = torch.full((n,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=labels.device)
+    high = torch.zeros_like(low)
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:]), (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, :-1], np.s_[:, 1:])):
         touching = (labels[a] == 0) & (labels[b] > 0)
-        hole, cell = holes[a][touching], labels[b][touching]
-        np.minimum.at(low, hole, cell)
-        np.maximum.at(high, hole, cell)
-    filled = np.where(low == high, low, 0).astype(np.int32)
+        hole, cell = holes[a][touching].long(), labels[b][touching]
+        low.scatter_reduce_(0, hole, cell, "amin")
+        high.scatter_reduce_(0, hole, cell, "amax")
+    filled = torch.where(low == high, low, 0)
     for edge in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
-        filled[edge] = 0
+        filled[edge.long()] = 0
     filled[0] = 0
-    return np.where(labels == 0, filled[holes], labels).astype(np.int32)
+    return torch.where(labels == 0, filled[holes.long()], labels)
 
 
-def _trusted(field: Tensor, labels: Tensor, min_flow: float, flow_error: float) -> np.ndarray:
+def _trusted(field: Tensor, labels: Tensor, min_flow: float, flow_error: float) -> Tensor:
     """(n + 1,) bool by label: mean flow long enough, and the field like the flow of the cell's own shape."""
     y, x = torch.nonzero(labels, as_tuple=True)
     n = int(labels.max()) if len(y) else 0
-    keep = np.zeros(n + 1, bool)
+    keep = torch.zeros(n + 1, dtype=torch.bool, device=labels.device)
     if not n:
         return keep
     cell = labels[y, x].long() - 1
@@ -240,10 +255,10 @@ def _trusted(field: Tensor, labels: Tensor, min_flow: float, flow_error: float) 
     return keep
 
 
-def _flow_errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int, limit: float) -> np.ndarray:
+def _flow_errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int, limit: float) -> Tensor:
     """(n,) mean squared distance between the field and the flow of each cell's own shape; exact where it is near the limit, which is all that matters."""
 
-    def errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int) -> np.ndarray:
+    def errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int) -> Tensor:
         error = torch.empty(len(y), device=flow.device)
         for at, reference, _ in solve_cells(cell, y, x, n):
             error[at] = (reference - flow[at]).square().sum(1)
@@ -252,29 +267,30 @@ def _flow_errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int, limit
     # From the corner of each cell's own box, so that it is the same in every array.
     top, left = (torch.zeros(n, dtype=v.dtype, device=v.device).scatter_reduce(0, cell, v, "amin", include_self=False) for v in (y, x))
     y, x = y - top[cell], x - left[cell]
-    error, asked = np.full(n, np.nan), np.arange(n)
+    error = torch.full((n,), torch.nan, dtype=torch.float64, device=cell.device)
+    asked = torch.arange(n, device=cell.device)
     for step, factor in (*_FLOW_ERROR_LEVELS, (1, 1.0)):
         number = torch.full((n,), -1, dtype=torch.int64, device=cell.device)
-        number[torch.as_tensor(asked, device=cell.device)] = torch.arange(len(asked), device=cell.device)
+        number[asked] = torch.arange(len(asked), device=cell.device)
         at = torch.nonzero((number[cell] >= 0) & (y % step == 0) & (x % step == 0))[:, 0]
         member = number[cell[at]]
         error[asked] = errors(member, y[at] // step, x[at] // step, flow[at], len(asked))
         # A thin cell may have no such pixel: its error is not a number.
-        few = np.bincount(member.cpu().numpy(), minlength=len(asked)) < _FEW
+        few = torch.bincount(member, minlength=len(asked)) < _FEW
         asked = asked[few | ((error[asked] > limit / factor) & (error[asked] < limit * factor))]
         if not len(asked):
             break
     return error
 
 
-def _means(cell: Tensor, values: Tensor, n: int) -> np.ndarray:
-    """Mean of each cell, NaN without values. On the CPU and in the order of the rows, so that a sum does not depend on the array or on threads."""
-    cell, values = cell.cpu().numpy(), values.double().cpu().numpy()
-    with np.errstate(invalid="ignore"):
-        return np.bincount(cell, weights=values, minlength=n) / np.bincount(cell, minlength=n)
+def _means(cell: Tensor, values: Tensor, n: int) -> Tensor:
+    """(n,) float64 mean of each cell, NaN without values. Sums are of whole numbers, so that they do not depend on their order: on the array, on threads."""
+    whole = (values.double() * _FIXED_POINT).round().long()
+    total = torch.zeros(n, dtype=torch.int64, device=cell.device).scatter_add(0, cell, whole)
+    return total.double() / _FIXED_POINT / torch.bincount(cell, minlength=n)
 
 
-def _renumber(labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def _renumber(labels: Tensor, keep: Tensor) -> Tensor:
     """Labels that stay, numbered 1…n in their order; the others become 0."""
-    new = np.cumsum(keep, dtype=np.int32) * keep
-    return new[labels].astype(np.int32)
+    new = torch.cumsum(keep, 0, dtype=torch.int32) * keep
+    return new[labels.long()]

@@ -1,23 +1,26 @@
-"""The network with backbone `cnn` rearranged for inference on a CPU: same function, fewer passes over memory.
+"""The network with backbone `cnn` rearranged for inference: same function, fewer passes over memory.
 
-On a CPU the convolutions take a third of the time of `Rna2Seg`; the rest goes to reading and writing maps for batch norm, ReLU and sums. Here
+The convolutions take a third of the time of `Rna2Seg`; the rest goes to reading and writing maps for batch norm, ReLU and sums. Here
 
 - a batch norm behind a convolution is folded into its weights; before one, relu(a·x + b) = |a| · relu(±x + b/|a|), and |a| goes into the convolution's weights,
-- ReLU and sums are done by oneDNN as it writes the convolution's output,
+- ReLU and sums are done by oneDNN as it writes the convolution's output; on a GPU by cuDNN where it can, else in one pass (`network.kernels`),
 - the convolution of (maximum over the stains, stain) is the sum of two, of which that of the maximum is done once,
 - maps of 8 channels at full size are computed as 32 channels at half the size (each 2 × 2 block of pixels is one), for which processors have matrix units.
 
-Results differ from `Rna2Seg` by rounding. Windows are computed one by one, so that they do not depend on the batch.
+Results differ from `Rna2Seg` by rounding. On a CPU windows are computed one by one, so that they do not depend on the batch; on a GPU together, so they depend
+on the number of windows in a batch, which is therefore always the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from istseg.network import kernels
 from istseg.network.channelnet import StainBlock, upsample
 from istseg.network.model import Rna2Seg
 from istseg.network.unet import Down, UNet, Up
@@ -28,10 +31,14 @@ _PHASES = [(i, j) for i in range(2) for j in range(2)]
 
 
 def fused(model: nn.Module, precision: torch.dtype) -> FusedRna2Seg | None:
-    """The rearranged network on the CPU; None for another network or backbone, or where torch has no oneDNN or oneDNN cannot compute in the precision."""
-    if not isinstance(model, Rna2Seg) or type(model.model) is not UNet or not torch.backends.mkldnn.is_available():
+    """The rearranged network where the model is; None for another network or backbone, or where the device cannot compute it in the precision: a CPU without
+    oneDNN or without bfloat16, a GPU in float32.
+    """
+    if not isinstance(model, Rna2Seg) or type(model.model) is not UNet:
         return None
-    if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if next(model.parameters()).is_cuda:
+        return FusedRna2Seg(model, precision) if precision != torch.float32 else None
+    if not torch.backends.mkldnn.is_available() or (precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
     return FusedRna2Seg(model, precision)
 
@@ -53,7 +60,8 @@ class FusedRna2Seg:
             net = model.model
             stains = net.AdaptorNet
             self._gene_image = model.gene_image
-            make = partial(_Conv, precision=precision)
+            self._on_gpu = net.output[2].weight.is_cuda
+            make = partial(_CudnnConv if self._on_gpu else _OneDnnConv, precision=precision)
             self._full = _Stains(stains.conv_0, make, blocks="from pixels")
             self._half = _Stains(stains.down_1, make)
             self._quarter = _Stains(stains.down_2, make)
@@ -71,34 +79,41 @@ class FusedRna2Seg:
     @torch.inference_mode()
     def __call__(self, stains: Tensor, rna: Tensor) -> Tensor:
         """As `Rna2Seg.forward`."""
-        return torch.cat([self._window(s, r) for s, r in zip(stains, rna, strict=True)])
+        if self._on_gpu:
+            return self._windows(stains, rna)
+        return torch.cat([self._windows(s, r) for s, r in zip(stains.split(1), rna.split(1), strict=True)])
 
-    def _window(self, stains: Tensor, rna: Tensor) -> Tensor:
-        """(C, H, W), (1, H, W) → (1, 3, H, W) float32."""
-        blocks = [_map(F.pixel_unshuffle(stain[None, None], 2), self._precision) for stain in stains]
+    def _windows(self, stains: Tensor, rna: Tensor) -> Tensor:
+        """(B, C, H, W), (B, 1, H, W) → (B, 3, H, W) float32."""
+        blocks = [self._map(F.pixel_unshuffle(stain, 2)) for stain in stains.split(1, dim=1)]
         full = self._full.mixed([self._full(x) for x in blocks])
         half = self._half.mixed([self._half(_pooled_blocks(x)) for x in full])
         quarter = self._quarter.mixed([self._quarter(F.max_pool2d(x, 2)) for x in half])
         half = self._up_half.mixed([self._up_half(upsample(x), skip) for x, skip in zip(quarter, half, strict=True)])
         top = _maximum([self._up_full(x, skip) for x, skip in zip(half, full, strict=True)])
         encoded = F.pixel_shuffle(self._last(top), 2)
-        rna = rna[None] if self._gene_image is None else self._gene_image(rna[None])
-        return self._unet(_map(torch.cat((encoded, rna.to(encoded.dtype)), 1), self._precision))
+        rna = rna if self._gene_image is None else self._gene_image(rna)
+        return self._unet(self._map(torch.cat((encoded, rna.to(encoded.dtype)), 1)))
+
+    def _map(self, x: Tensor) -> Tensor:
+        """In the precision, channels last; on a GPU with channels of zeros up to a multiple of those that are read at once."""
+        missing = -x.shape[1] % kernels.GROUP if self._on_gpu else 0
+        return F.pad(x.to(self._precision), (0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
 
     def _unet(self, x: Tensor) -> Tensor:
         maps: list[Tensor] = []
         for block in self._downs:
             x = block(F.max_pool2d(maps[-1], 2) if maps else x)
             maps.append(x)
-        style = maps[-1].float().mean((2, 3))[0]
-        style = style / style.square().sum().sqrt()
+        style = maps[-1].mean((2, 3), dtype=torch.float32)
+        style = style / style.square().sum(1, keepdim=True).sqrt()
         for level, block in reversed(list(enumerate(self._ups))):
             x = block(x, maps[level], style, deepest=level == len(maps) - 1)
         return self._head(self._output(x)).float()
 
 
-class _Conv:
-    """Convolution that keeps the size, stride 1, with what oneDNN can do on its output."""
+class _OneDnnConv:
+    """Convolution that keeps the size, stride 1, of one window, with what oneDNN can do on its output."""
 
     def __init__(self, weight: Tensor, bias: Tensor, precision: torch.dtype, groups: int = 1):
         self.weight = weight.to(precision).contiguous(memory_format=torch.channels_last)
@@ -108,14 +123,64 @@ class _Conv:
     def __call__(self, x: Tensor, relu: bool = False, shift: Tensor | None = None) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self._bias(shift), *self._how, "relu" if relu else "none", [], "")
 
-    def plus(self, x: Tensor, other: Tensor, relu: bool = False, shift: Tensor | None = None) -> Tensor:
-        """Conv(x) + other, then ReLU."""
+    def plus(self, x: Tensor, other: Tensor, relu: bool = False, shift: Tensor | None = None, sign: Tensor | None = None) -> Tensor:
+        """Conv(x) + sign · other, then ReLU; `other` may be of half the size."""
+        other = other if sign is None else other * sign[:, None, None].to(other.dtype)
+        other = other if other.shape[2] == x.shape[2] else upsample(other)
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, other, self.weight, self._bias(shift), *self._how, "add", 1.0, "relu" if relu else None, [], ""
         )
 
     def _bias(self, shift: Tensor | None) -> Tensor:
-        return (self.bias if shift is None else self.bias + shift).to(self.weight.dtype)
+        return (self.bias if shift is None else self.bias + shift[0]).to(self.weight.dtype)
+
+    @classmethod
+    def activation(cls, sign: Tensor, shift: Tensor, precision: torch.dtype) -> Callable[..., Tensor]:
+        """(map, shift of the window or None, zoom) → relu(sign · x + shift), enlarged."""
+        conv = cls(sign[:, None, None, None], shift, precision, groups=len(sign))
+
+        def activate(x: Tensor, shift: Tensor | None = None, zoom: int = 1) -> Tensor:
+            x = conv(x, relu=True, shift=shift)
+            return x if zoom == 1 else upsample(x)
+
+        return activate
+
+
+class _CudnnConv:
+    """Convolution that keeps the size, stride 1, of any number of windows; what is done to its output by cuDNN, or in one pass after it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, precision: torch.dtype):
+        missing = -weight.shape[1] % kernels.GROUP
+        self.weight = F.pad(weight, (0, 0, 0, 0, 0, missing)).to(precision).contiguous(memory_format=torch.channels_last)
+        self.bias = bias.float()
+        self._ones = torch.ones_like(self.bias)
+        self._padding = [weight.shape[-1] // 2] * 2
+
+    def __call__(self, x: Tensor, relu: bool = False, shift: Tensor | None = None) -> Tensor:
+        if not relu:
+            return torch.conv2d(x, self.weight, self.bias.to(self.weight.dtype), padding=self._padding)
+        if shift is None:
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias.to(self.weight.dtype), [1, 1], self._padding, [1, 1], 1)
+        return kernels.activate(self._bare(x), self._ones, self.bias + shift)
+
+    def plus(self, x: Tensor, other: Tensor, relu: bool = False, shift: Tensor | None = None, sign: Tensor | None = None) -> Tensor:
+        """As that of `_OneDnnConv`."""
+        if relu and shift is None and sign is None and other.shape == (len(x), len(self.bias), *x.shape[2:]):
+            return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias.to(self.weight.dtype), [1, 1], self._padding, [1, 1], 1)
+        return kernels.add(self._bare(x), other, self._ones if sign is None else sign, self.bias if shift is None else self.bias + shift, relu)
+
+    def _bare(self, x: Tensor) -> Tensor:
+        return torch.conv2d(x, self.weight, padding=self._padding)
+
+    @staticmethod
+    def activation(sign: Tensor, shift: Tensor, precision: torch.dtype) -> Callable[..., Tensor]:
+        missing = -len(sign) % kernels.GROUP
+        sign, own = (F.pad(v.float(), (0, missing)) for v in (sign, shift))
+
+        def activate(x: Tensor, shift: Tensor | None = None, zoom: int = 1) -> Tensor:
+            return kernels.activate(x, sign, own if shift is None else own + shift, zoom)
+
+        return activate
 
 
 class _Activation:
@@ -125,17 +190,17 @@ class _Activation:
         a, b = _scale_and_shift(norm)
         self.sign, self.scale = torch.where(a < 0, -1.0, 1.0), a.abs()
         self.shift = b / self.scale
-        self._conv = make(self.sign[:, None, None, None], self.shift, groups=len(a))
+        self._activate = make.func.activation(self.sign, self.shift, **make.keywords)
 
-    def __call__(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        return self._conv(x, relu=True, shift=None if style is None else self.sign * style)
+    def __call__(self, x: Tensor, style: Tensor | None = None, zoom: int = 1) -> Tensor:
+        return self._activate(x, None if style is None else self.sign * style, zoom)
 
 
 class _Stains:
     """A `StainBlock` on the map of one stain; `mixed` is its exchange between the stains."""
 
     def __init__(self, block: StainBlock, make, blocks: str = ""):
-        def conv(sequence: nn.Sequential, weight: Tensor | None = None) -> _Conv:
+        def conv(sequence: nn.Sequential, weight: Tensor | None = None):
             weight = sequence[0].weight if weight is None else weight
             bias = sequence[0].bias
             if not blocks:
@@ -187,27 +252,21 @@ class _Up:
         self._project = _projection(block.proj, make)
         self._first, self._second = _Activation(c["conv_0"][0], make), _Activation(styled[1].conv[0], make)
         norm1, norm3 = _Activation(styled[0].conv[0], make), styled[2].conv[0]
-        self._sign = None if bool((norm1.sign > 0).all()) else norm1.sign[:, None, None]
+        self._sign = None if bool((norm1.sign > 0).all()) else norm1.sign
         self._conv0 = make(
             c["conv_0"][2].weight * self._first.scale[:, None, None] * norm1.sign[:, None, None, None], c["conv_0"][2].bias * norm1.sign + norm1.shift
         )
         self._conv1 = make(styled[0].conv[2].weight * norm1.scale[:, None, None], styled[0].conv[2].bias)
         self._conv2 = _before_norm(styled[1].conv[2], self._second.scale, norm3, make)
         self._conv3 = make(styled[2].conv[2].weight, styled[2].conv[2].bias)
-        self._style_scales = norm1.sign, torch.ones(()), _scale_and_shift(norm3)[0]
+        self._style_scales = norm1.sign, torch.ones_like(norm1.sign), _scale_and_shift(norm3)[0]
         self._styles = [s.full for s in styled]
 
     def __call__(self, x: Tensor, skip: Tensor, style: Tensor, deepest: bool) -> Tensor:
         shift1, shift2, shift3 = (F.linear(style, s.weight, s.bias) * a for s, a in zip(self._styles, self._style_scales, strict=True))
-        double = (lambda y: y) if deepest else upsample
-        skip = skip if self._sign is None else skip * self._sign.to(skip.dtype)
-        y = self._conv0.plus(double(self._first(x)), skip, relu=True, shift=shift1)
-        x = self._conv1.plus(y, double(self._project(x)))
+        y = self._conv0.plus(self._first(x, zoom=1 if deepest else 2), skip, relu=True, shift=shift1, sign=self._sign)
+        x = self._conv1.plus(y, self._project(x))
         return self._conv3.plus(self._conv2(self._second(x, shift2), relu=True, shift=shift3), x)
-
-
-def _map(x: Tensor, precision: torch.dtype) -> Tensor:
-    return x.to(precision).contiguous(memory_format=torch.channels_last)
 
 
 def _maximum(maps: list[Tensor]) -> Tensor:
@@ -230,14 +289,14 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return a, norm.bias - a * norm.running_mean
 
 
-def _projection(proj: nn.Sequential, make) -> _Conv:
+def _projection(proj: nn.Sequential, make):
     """Batch norm and 1 × 1 convolution without ReLU between."""
     a, b = _scale_and_shift(proj[0])
     weight = proj[1].weight
     return make(weight * a[:, None, None], proj[1].bias + weight[:, :, 0, 0] @ b)
 
 
-def _before_norm(conv: nn.Conv2d, scale: Tensor, norm: nn.BatchNorm2d, make) -> _Conv:
+def _before_norm(conv: nn.Conv2d, scale: Tensor, norm: nn.BatchNorm2d, make):
     """Convolution of a map that is to be multiplied by `scale`, with the batch norm behind it."""
     a, b = _scale_and_shift(norm)
     return make(conv.weight * scale[:, None, None] * a[:, None, None, None], conv.bias * a + b)

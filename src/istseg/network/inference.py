@@ -25,7 +25,7 @@ from istseg.network.rna_image import rna_channel
 log = logging.getLogger("istseg")
 
 PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "float32": torch.float32}
-"""Precision of the arithmetic by the name of the option; `auto` asks the device."""
+"""Precision of the arithmetic by the name of the option; `auto` asks the device and the purpose."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -66,8 +66,11 @@ def _keep_freed_memory() -> None:
 _chosen: ContextVar[torch.dtype | None] = ContextVar("precision", default=None)
 
 
-def choose_precision(asked: str, device: torch.device) -> torch.dtype:
+def choose_precision(asked: str, device: torch.device, training: bool = False) -> torch.dtype:
     """Precision by the name of the option; bfloat16 on a device that does not multiply it fast is logged.
+
+    `auto` is bfloat16 where the hardware multiplies it fast (GPU; CPU with AMX), else float32. A GPU that only predicts gets float16: it rounds eight times
+    less, older GPUs have it too, and a window that leaves its range is computed again (`Predictor.predict`); gradients would leave it often.
 
     Raises
     ------
@@ -76,9 +79,8 @@ def choose_precision(asked: str, device: torch.device) -> torch.dtype:
     """
     if asked not in PRECISIONS:
         raise InputError(f"--precision {asked}: must be one of {', '.join(PRECISIONS)}.")
-    fast = _fast_precision(device)
-    chosen = PRECISIONS[asked] or fast
-    if chosen == torch.bfloat16 != fast:
+    chosen = PRECISIONS[asked] or (_fast_precision(device) if training else _predicting_precision(device))
+    if chosen == torch.bfloat16 != _fast_precision(device):
         log.warning("--precision %s: this %s does not multiply bfloat16 fast; float32 would be faster here", asked, device.type)
     return chosen
 
@@ -94,7 +96,7 @@ def computing_in(precision: torch.dtype) -> Iterator[None]:
 
 
 def precision_of(device: torch.device) -> torch.dtype:
-    """Precision of the block of `computing_in`; outside of one bfloat16 where the hardware multiplies it fast (GPU; CPU with AMX), else float32."""
+    """Precision of the block of `computing_in`; outside of one that of `choose_precision("auto", device, training=True)`."""
     return _chosen.get() or _fast_precision(device)
 
 
@@ -109,6 +111,10 @@ def _fast_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
+def _predicting_precision(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else _fast_precision(device)
+
+
 class Predictor:
     """Gives the inputs of windows and predicts them: the two ends of `field.blend_windows`.
 
@@ -121,7 +127,7 @@ class Predictor:
     device
         Of `open_device`.
     precision
-        Of the arithmetic; default: `precision_of` the device.
+        Of the arithmetic; default: that of the block of `computing_in`, outside of one that of `choose_precision("auto", device)`.
 
     Attributes
     ----------
@@ -132,10 +138,10 @@ class Predictor:
     def __init__(self, model: Rna2Seg, card: ModelCard, device: torch.device, precision: torch.dtype | None = None):
         self.card = card
         self.device = device
-        self.precision = precision or precision_of(device)
+        self.precision = precision or _chosen.get() or _predicting_precision(device)
         self._model = model.eval().to(device, memory_format=torch.channels_last)
-        self._fused = fused(self._model, self.precision) if device.type == "cpu" else None
-        self.one_by_one = self._fused is not None
+        self._fused = fused(self._model, self.precision)
+        self.one_by_one = self._fused is not None and device.type == "cpu"
         self._counts: tuple[str, np.ndarray] | None = None
 
     def inputs(self, tile: Tile, box: Box) -> np.ndarray:
@@ -161,20 +167,30 @@ class Predictor:
     def predict(self, batch: Tensor) -> Tensor:
         """(B, 1 + K + 1, H, W) → (B, 3, H, W) float32: flow y, flow x in unit scale, logit; further channels as the network gives them.
 
+        Windows whose numbers leave the range of float16 (a stain with light a thousand times its 99th percentile) are computed in float32.
+
         Raises
         ------
         IstsegError
             If a prediction is not finite.
         """
         batch = batch.to(self.device, non_blocking=True)
-        out = self._fused(batch[:, :-1], batch[:, -1:]) if self._fused else self._plain(batch)
-        out = out.float()
-        if not torch.isfinite(out).all():
+        out = (self._fused(batch[:, :-1], batch[:, -1:]) if self._fused else self._plain(batch, self.precision)).float()
+        if self.precision == torch.float16 and not (finite := _finite(out)).all():
+            log.info("%d windows leave the range of float16 and are computed in float32", int((~finite).sum()))
+            # All windows of the batch, so that its size stays the same.
+            out[~finite] = self._plain(batch, torch.float32).float()[~finite]
+        if not _finite(out).all():
             raise IstsegError(f"the model {self.card.name} predicts values that are not finite; its weights are broken or do not fit this input.")
         out[:, :2] /= self._model.flow_scale
         return out
 
-    def _plain(self, batch: Tensor) -> Tensor:
+    def _plain(self, batch: Tensor, precision: torch.dtype) -> Tensor:
         stains = batch[:, :-1].contiguous(memory_format=torch.channels_last)
-        with autocast_to(self.device, self.precision):
+        with autocast_to(self.device, precision):
             return self._model(stains, batch[:, -1:])
+
+
+def _finite(windows: Tensor) -> Tensor:
+    """(B,) bool."""
+    return torch.isfinite(windows).flatten(1).all(1)

@@ -94,7 +94,7 @@ def run(
         If the device is not there.
     """
     place = open_device(device)
-    arithmetic = choose_precision(precision, place)
+    arithmetic = choose_precision(precision, place, training=True)
     model, card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
     refs = thin(found, max_patches)
     out = Path(out)

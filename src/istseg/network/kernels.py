@@ -1,0 +1,213 @@
+"""CUDA kernels for what torch does in many launches or many passes over memory; compiled at first use by NVRTC, which comes with torch (no compiler needed).
+
+Maps are (B, C, H, W) in channels-last order, C a multiple of 8, bfloat16 or float16; sums are made in float32.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+GROUP = 8
+"""Channels that a thread reads and writes at once: 16 bytes."""
+_THREADS = 256
+_NUMBERS = {
+    torch.bfloat16: """
+__device__ float to_float(unsigned short v) { return __uint_as_float((unsigned)v << 16); }
+__device__ unsigned short from_float(float v) { unsigned short r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
+""",
+    torch.float16: """
+__device__ float to_float(unsigned short v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v)); return r; }
+__device__ unsigned short from_float(float v) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
+""",
+}
+_MAPS = """
+union Eight { uint4 bits; unsigned short v[8]; };
+
+// relu(sign · x + shift), each pixel `zoom` × `zoom` times; one thread per 8 channels of a pixel of x.
+extern "C" __global__ void activate(const uint4* x, const float* sign, const float* shift, uint4* out, int n, int groups, int pixels, int width,
+                                    int shift_rows, int zoom) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int group = i % groups, pixel = i / groups, sample = pixel / pixels;
+    const float* a = sign + group * 8;
+    const float* b = shift + (shift_rows > 1 ? sample * groups * 8 : 0) + group * 8;
+    Eight e; e.bits = x[i];
+    #pragma unroll
+    for (int k = 0; k < 8; k++) e.v[k] = from_float(fmaxf(fmaf(a[k], to_float(e.v[k]), b[k]), 0.f));
+    if (zoom == 1) { out[i] = e.bits; return; }
+    int at = pixel % pixels, y = at / width, column = at % width;
+    long long corner = (((long long)sample * pixels + (long long)y * width) * 4 + column * 2) * groups + group;
+    out[corner] = e.bits; out[corner + groups] = e.bits;
+    out[corner + 2LL * width * groups] = e.bits; out[corner + (2LL * width + 1) * groups] = e.bits;
+}
+
+// x + sign · other + shift, then ReLU or not; `other` may be of half the size (zoom 2): each of its pixels counts for 2 × 2.
+extern "C" __global__ void add(const uint4* x, const uint4* other, const float* sign, const float* shift, uint4* out, int n, int groups, int pixels,
+                               int width, int shift_rows, int zoom, int relu) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int group = i % groups, pixel = i / groups, sample = pixel / pixels;
+    int from = i;
+    if (zoom == 2) {
+        int at = pixel % pixels, y = at / width, column = at % width;
+        from = (sample * (pixels / 4) + (y / 2) * (width / 2) + column / 2) * groups + group;
+    }
+    const float* a = sign + group * 8;
+    const float* b = shift + (shift_rows > 1 ? sample * groups * 8 : 0) + group * 8;
+    Eight e, o; e.bits = x[i]; o.bits = other[from];
+    #pragma unroll
+    for (int k = 0; k < 8; k++) {
+        float sum = fmaf(a[k], to_float(o.v[k]), to_float(e.v[k])) + b[k];
+        e.v[k] = from_float(relu ? fmaxf(sum, 0.f) : sum);
+    }
+    out[i] = e.bits;
+}
+"""
+_HEAT = """
+// One block per cell: heat spreads from its source inside the cell, in a box of side × side with one ring of zeros, for steps_per_side × side steps. Sums in
+// the order of the torch version: rows first, then columns, times a ninth; nothing is contracted, so both give the same bits.
+extern "C" __global__ void spread(const float* ninth, const long long* start, const int* sides, const int* source, float* heat, float* rows,
+                                  int steps_per_side) {
+    int side = sides[blockIdx.x], row = side + 2, from = source[blockIdx.x];
+    const float* inside = ninth + start[blockIdx.x];
+    float* h = heat + start[blockIdx.x];
+    float* r = rows + start[blockIdx.x];
+    for (int step = 0; step < steps_per_side * side; step++) {
+        if (threadIdx.x == 0) h[from] = __fadd_rn(h[from], 1.f);
+        __syncthreads();
+        for (int i = threadIdx.x; i < side * row; i += blockDim.x)
+            r[i] = __fadd_rn(__fadd_rn(h[i], h[i + row]), h[i + 2 * row]);
+        __syncthreads();
+        for (int i = threadIdx.x; i < side * side; i += blockDim.x) {
+            int y = i / side, x = i - y * side, at = (y + 1) * row + x + 1, of = y * row + x;
+            h[at] = __fmul_rn(__fadd_rn(__fadd_rn(r[of], r[of + 1]), r[of + 2]), inside[at]);
+        }
+        __syncthreads();
+    }
+}
+"""
+_COMPONENTS = """
+__device__ int find(const volatile int* parent, int i) { while (parent[i] != i) i = parent[i]; return i; }
+
+// Union by the smaller index: the root of a component is its first pixel.
+__device__ void unite(int* parent, int a, int b) {
+    while (true) {
+        a = find(parent, a); b = find(parent, b);
+        if (a == b) return;
+        if (a < b) { int c = a; a = b; b = c; }
+        int old = atomicMin(&parent[a], b);
+        if (old == a) return;
+        a = old;
+    }
+}
+
+// Parents are the first pixels of runs in a row; a run is united with those above it, once each. Pixels of value 0 are left alone.
+extern "C" __global__ void unite_runs(const int* image, int* parent, int n, int width) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n || i < width || !image[i] || image[i] != image[i - width]) return;
+    if (i % width && image[i - 1] == image[i] && image[i - 1 - width] == image[i]) return;
+    unite(parent, i, i - width);
+}
+
+extern "C" __global__ void flatten(int* parent, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) parent[i] = find(parent, i);
+}
+"""
+_SOURCES = {"spread": _HEAT, "unite_runs": _COMPONENTS, "flatten": _COMPONENTS}
+
+
+@lru_cache
+def _compiled(name: str, precision: torch.dtype | None = None):
+    source = _SOURCES[name] if precision is None else _NUMBERS[precision] + _MAPS
+    return torch.cuda._compile_kernel(source, name)
+
+
+def activate(x: Tensor, sign: Tensor, shift: Tensor, zoom: int = 1) -> Tensor:
+    """relu(sign · x + shift), and with `zoom` 2 the result at twice the size (nearest neighbour).
+
+    Parameters
+    ----------
+    x
+        (B, C, H, W).
+    sign, shift
+        (C,) float32; the shift also (B, C), one for each sample.
+    """
+    batch, channels, height, width = x.shape
+    out = torch.empty((batch, channels, zoom * height, zoom * width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    n = x.numel() // GROUP
+    numbers = [n, channels // GROUP, height * width, width, shift.dim(), zoom]
+    _compiled("activate", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _vector(sign), _vector(shift), out, *numbers])
+    return out
+
+
+def add(x: Tensor, other: Tensor, sign: Tensor, shift: Tensor, relu: bool) -> Tensor:
+    """Sum x + sign · other + shift, then ReLU or not, written into `x`.
+
+    Parameters
+    ----------
+    x
+        (B, C, H, W).
+    other
+        As x, or of half its height and width: enlarged by nearest neighbour.
+    sign, shift
+        (C,) float32; the shift also (B, C), one for each sample.
+    """
+    batch, channels, height, width = x.shape
+    n = x.numel() // GROUP
+    zoom = height // other.shape[2]
+    numbers = [n, channels // GROUP, height * width, width, shift.dim(), zoom, int(relu)]
+    _compiled("add", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _map(other), _vector(sign), _vector(shift), x, *numbers])
+    return x
+
+
+def spread_heat(ninth: Tensor, start: Tensor, sides: Tensor, source: Tensor, steps_per_side: int) -> Tensor:
+    """Heat of cells in boxes of their own, see `network.flows`.
+
+    Parameters
+    ----------
+    ninth
+        (Q,) float32, the boxes of all cells one after the other, each (side + 2)² by rows: 1/9 inside the cell, else 0; the outer ring is 0.
+    start, sides, source
+        (n,) int64 where each box begins; its side; place of the cell's centre in its box.
+    steps_per_side
+        Heat makes so many steps times the side.
+
+    Returns
+    -------
+    (Q,) float32.
+    """
+    heat, rows = torch.zeros_like(ninth), torch.empty_like(ninth)
+    _compiled("spread")((len(start), 1, 1), (_THREADS, 1, 1), [ninth, start.contiguous(), sides.int(), source.int(), heat, rows, steps_per_side])
+    return heat
+
+
+def components(image: Tensor) -> Tensor:
+    """(H, W) int32 → (H, W) int32 flat index of the first pixel of the 4-connected component of equal value that a pixel belongs to; means nothing where the
+    value is 0.
+    """
+    image = image.contiguous()
+    n, width = image.numel(), image.shape[1]
+    at = torch.arange(n, dtype=torch.int32, device=image.device).reshape(image.shape)
+    begins = torch.ones_like(image, dtype=torch.bool)
+    torch.ne(image[:, 1:], image[:, :-1], out=begins[:, 1:])
+    parent = torch.cummax((at * begins).flatten(), 0).values.contiguous()
+    grid, block = (-(-n // _THREADS), 1, 1), (_THREADS, 1, 1)
+    _compiled("unite_runs")(grid, block, [image, parent, n, width])
+    _compiled("flatten")(grid, block, [parent, n])
+    return parent.reshape(image.shape)
+
+
+def _map(x: Tensor) -> Tensor:
+    if not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] % GROUP:
+        raise ValueError(f"a map must be channels-last with a multiple of {GROUP} channels, not {tuple(x.shape)}")
+    return x
+
+
+def _vector(values: Tensor) -> Tensor:
+    if values.dtype != torch.float32 or not values.is_contiguous():
+        raise ValueError("signs and shifts must be contiguous float32")
+    return values
