@@ -144,7 +144,7 @@ def main() -> None:
         for name, precision in (("network, bfloat16", torch.bfloat16), ("network, float32, plain", torch.float32)):
             other = Predictor(weights.load(options.model)[0], card, device, precision)
             found[name] = options.batch_size / seconds_of(lambda predict=other.predict: predict(batch), 5)
-        field = torch.as_tensor(blend_windows(tile, predictor.predict, batch_size=options.batch_size, inputs=predictor.inputs), device=device)
+        field = blend_windows(tile, predictor.predict, batch_size=options.batch_size, inputs=predictor.inputs)
         filters = {"logit_threshold": card.logit_threshold, "min_flow": card.min_flow, "min_area_wpx": 12.8 / tile.working_um**2, "device": device}
         labels = labels_from_field(field, **filters)
         found[f"masks (a tile of {n} windows)"] = n / seconds_of(lambda: labels_from_field(field, **filters), 5)

@@ -52,7 +52,8 @@ def label_tiles(tiles: list[Path], layers: dict[str, np.ndarray], out: Path, met
             # Numbers of a tile are its own.
             part = np.unique(image[y0:y1, x0:x1], return_inverse=True)[1].reshape(y1 - y0, x1 - x0)
             own[name] = (part + (image[y0:y1, x0:x1].min() > 0)).astype(np.int32)
-        objects = pd.concat([describe(n, a, tile.core, tile.region, mosaic, flow=np.full(a.shape, 0.5)) for n, a in own.items()], ignore_index=True)
+        tables = [describe(n, a, tile.core, tile.region, mosaic, mean_flow=np.full(len(np.unique(a[a > 0])), 0.5)) for n, a in own.items()]
+        objects = pd.concat(tables, ignore_index=True)
         TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, own, objects, method).write(out / tile.tile_id)
 
 

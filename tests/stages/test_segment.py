@@ -21,7 +21,7 @@ from istseg.network import weights
 from istseg.network.card import PANEL_MIN_TRANSCRIPTS
 from istseg.network.fused import FusedRna2Seg
 from istseg.network.inference import Predictor, choose_precision, open_device
-from istseg.stages import segment
+from istseg.stages import finishing, segment
 from network_fixtures import BASE_MODEL, best_iou, cut, paint
 from tissue_fixtures import genes_of
 
@@ -276,7 +276,7 @@ def test_seconds_of_a_tile_are_those_of_its_own_work(tmp_path, monkeypatch):
         time.sleep(next(slow))
         return describe(*arguments)
 
-    monkeypatch.setattr(segment, "describe", describe_slowly)
+    monkeypatch.setattr(finishing, "describe", describe_slowly)
     first, second = (found.method for found in run(tiles, tmp_path / "out").values())
     assert first["finishing_seconds"] >= 3 and first["seconds"] >= first["prediction_seconds"] + 3 - 0.01
     assert second["seconds"] < 3, "the outlines of the first tile are waited for, but not its own work"

@@ -36,7 +36,7 @@ def test_blending_equal_predictions_changes_nothing(painting, tmp_path):
     tile = Tile.read(folder)
     field = blend_windows(tile, copy_stain, batch_size=2)
     np.testing.assert_allclose(field, tile.normalised()[[0, 1, 0]], atol=1e-5)
-    assert field.dtype == np.float32
+    assert field.dtype == torch.float32
 
 
 @pytest.mark.parametrize("per_side", [1, 2])

@@ -89,8 +89,8 @@ def describe(
     core: Box,
     region: Box,
     mosaic: tuple[int, int],
-    flow: np.ndarray | None = None,
-    logit: np.ndarray | None = None,
+    mean_flow: np.ndarray | None = None,
+    mean_logit: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Table of the objects of one label image.
 
@@ -102,8 +102,8 @@ def describe(
         In working pixels of the sample. The object whose centroid lies in the core (half-open) is owned.
     mosaic
         (height, width) of the sample in working pixels: an object that touches the mosaic's edge is not `cut`.
-    flow, logit
-        float (y, x) maps whose means over the object are recorded.
+    mean_flow, mean_logit
+        (n,) for the objects by label; None where the method has none.
 
     Returns
     -------
@@ -119,9 +119,6 @@ def describe(
 
     def sum_of(values: np.ndarray) -> np.ndarray:
         return np.bincount(key, weights=values, minlength=n)
-
-    def mean_of(values: np.ndarray | None) -> np.ndarray:
-        return np.full(n, np.nan) if values is None else sum_of(values.ravel()[at].astype(np.float64)) / area
 
     # Sums of integers below 2^53 are exact in any order: the centroid, and so the owner, is the same in every tile.
     cy, cx = sum_of(y + region[0]) / area + 0.5, sum_of(x + region[1]) / area + 0.5
@@ -144,8 +141,8 @@ def describe(
             "centroid_y_wpx": cy,
             "area_wpx": area.astype(np.int32),
             "cut": cut,
-            "mean_flow": mean_of(flow),
-            "mean_logit": mean_of(logit),
+            "mean_flow": np.full(n, np.nan) if mean_flow is None else mean_flow,
+            "mean_logit": np.full(n, np.nan) if mean_logit is None else mean_logit,
         }
     )
     found, polygons = outlines(labels, table.loc[table["owned"], "label"].to_numpy(), offset=region[:2], smooth=True)

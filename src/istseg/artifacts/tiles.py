@@ -87,10 +87,13 @@ class Tile:
         """
         y0, x0, y1, x1 = box or self.region
         ry, rx = self.region[:2]
-        raw = np.asarray(self.raw_stains()[:, y0 - ry : y1 - ry, x0 - rx : x1 - rx], np.float32)
+        values = self.raw_stains()[:, y0 - ry : y1 - ry, x0 - rx : x1 - rx].astype(np.float32)
         low, high = np.asarray(self.ranges, np.float32).T[:, :, None, None]
-        # A flat stain carries no information: it becomes 0 and not a division by zero.
-        return np.where(high > low, (raw - low) / np.maximum(high - low, np.float32(1e-6)), np.float32(0))
+        values -= low
+        values /= np.maximum(high - low, np.float32(1e-6))
+        # A flat stain carries no information: it becomes 0.
+        values[(high <= low)[:, 0, 0]] = 0
+        return values
 
     def transcripts(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Transcripts inside the region: `transcript_id` int64, `x_wpx`, `y_wpx` (sample frame, float32... float64), `gene` category, `is_control` bool."""

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from istseg.cli.options import (
+    Backbone,
     Contain,
     Device,
     Existing,
@@ -152,6 +153,7 @@ def pretrain(
     pictures_per_family: Annotated[int, typer.Option(min=1, help="Held-out pictures of each of the eight families of tissue.")] = 4,
     picture_wpx: Annotated[int, typer.Option(min=128)] = 384,
     network: Annotated[Network, typer.Option(help="`istseg`: the base model; `genesegnet`: the comparator.")] = Network.istseg,
+    backbone: Annotated[Backbone, typer.Option(help="Of a base model from scratch.")] = Backbone.cnn,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -165,7 +167,7 @@ def pretrain(
     )  # fmt: skip
     stage.run(
         out=out, name=name, base=base, base_sha256=base_sha256, recipe=recipe, pictures_per_family=pictures_per_family, picture_wpx=picture_wpx, device=device,
-        network=network.value,
+        network=network.value, backbone=backbone.value,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from istseg.network import weights
 from istseg.network.card import ModelCard
 from istseg.network.dynamics import tidy
 from istseg.network.field import blend_windows
-from istseg.network.inference import Predictor, choose_precision, open_device
+from istseg.network.inference import Predictor, choose_precision, on_host, open_device
 from istseg.network.unet import UNet
 
 ARCHITECTURE = ROLE = "genesegnet"
@@ -327,7 +327,7 @@ class GeneSegNetLabeller:
         self.card.check_tile(tile.working_um, str(tile.folder))
         if not tile.windows:
             return {"cells": np.zeros(tile.shape, np.int32)}
-        field = blend_windows(tile, self._predict, inputs=self._predictor.inputs, channels=4)
+        field = on_host(blend_windows(tile, self._predict, inputs=self._predictor.inputs, channels=4))
         area = self.min_cell_area_um2 / tile.working_um**2
         return {"cells": labels_from_centres(field, self.card.logit_threshold, self.card.centre_threshold, area)}
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from istseg.network import kernels
 from istseg.network.flows import solve_cells
+from istseg.network.inference import on_host
 
 _SEED_HALF = 2
 """A sink is the fullest pixel of its 5 × 5 neighbourhood."""
@@ -80,14 +81,7 @@ def labels_from_field(
     labels = tidy(labels, min_area_wpx)
     if min_flow > 0 or flow_error > 0:
         labels = _renumber(labels, _trusted(field, labels, min_flow, flow_error))
-    return _on_host(labels)
-
-
-def _on_host(labels: Tensor) -> np.ndarray:
-    if not labels.is_cuda:
-        return labels.numpy()
-    # Into locked memory, which is several times faster.
-    return torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True).copy_(labels).numpy()
+    return on_host(labels)
 
 
 def follow(flow: Tensor, y: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -281,6 +275,13 @@ def _flow_errors(cell: Tensor, y: Tensor, x: Tensor, flow: Tensor, n: int, limit
         if not len(asked):
             break
     return error
+
+
+def object_means(labels: Tensor, values: Tensor) -> np.ndarray:
+    """(n,) float64 means of a map over the objects 1…n of a label image, both (H, W) on one device; the same in every array that holds an object whole."""
+    at = torch.nonzero(labels.flatten())[:, 0]
+    cell = labels.flatten()[at].long() - 1
+    return _means(cell, values.flatten()[at], int(labels.max())).cpu().numpy()
 
 
 def _means(cell: Tensor, values: Tensor, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from istseg.artifacts.tiles import Tile
 from istseg.grid import Box, WindowGrid
 
-NO_TISSUE_LOGIT = np.float32(-1e4)
+NO_TISSUE_LOGIT = -1e4
 """Logit in the cores of windows that were not computed."""
 
 Inputs = Callable[[Tile, Box], np.ndarray]
@@ -31,7 +31,8 @@ def blend_windows(
     inputs: Inputs | None = None,
     fill: bool = True,
     channels: int = 3,
-) -> np.ndarray:
+    readers: int = 1,
+) -> Tensor:
     """Predict windows and blend them over the tile's region.
 
     Parameters
@@ -51,28 +52,34 @@ def blend_windows(
         `predict` computes windows one by one (`Predictor.one_by_one`).
     channels
         That `predict` gives: flow y, flow x, logit, and what else a network has.
+    readers
+        Windows that are read at once; each takes a CPU.
 
     Returns
     -------
-    (channels, h, w) float32 over the region: flow y, flow x, logit... In the cores of windows that were not computed all is 0 but the logit, which is
-    `NO_TISSUE_LOGIT`, also where a neighbouring window reaches in: a tile without tissue does not exist, so an object there would belong to no tile.
+    (channels, h, w) float32 over the region, on the device of the predictions: flow y, flow x, logit... In the cores of windows that were not computed all is
+    0 but the logit, which is `NO_TISSUE_LOGIT`, also where a neighbouring window reaches in: a tile without tissue does not exist, so an object there would
+    belong to no tile.
     """
     grid = tile.window_grid
     chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))
     height, width = tile.shape
-    field = np.zeros((channels, height, width), np.float32)
-    weight = np.zeros((height, width), np.float32)
-    window_weight = taper(grid)
-    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window, fill):
-        box = grid.window_box(*at)
-        inside, place = _overlap(box, tile.region)
+    field = weight = window_weight = torch.empty(0)
+    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window, fill, readers):
+        if not field.numel():
+            field, weight = (predicted.new_zeros((n, height, width)) for n in (channels, 1))
+            window_weight = torch.from_numpy(taper(grid)).to(predicted.device)
+        inside, place = _overlap(grid.window_box(*at), tile.region)
         w = window_weight[inside]
+        # Two steps: a fused one may round differently at another place of the array.
         field[:, *place] += predicted[:, *inside] * w
-        weight[place] += w
-    seen = _computed_cores(tile, chosen)
-    np.divide(field, weight, out=field, where=seen)
-    field[:, ~seen] = 0
-    field[2, ~seen] = NO_TISSUE_LOGIT
+        weight[:, *place] += w
+    if not field.numel():
+        field, weight = (torch.zeros((n, height, width)) for n in (channels, 1))
+    seen = torch.from_numpy(_computed_cores(tile, chosen)).to(field.device)
+    field /= weight.masked_fill_(~seen, 1)
+    field.masked_fill_(~seen, 0)
+    field[2].masked_fill_(~seen, NO_TISSUE_LOGIT)
     return field
 
 
@@ -80,14 +87,16 @@ def stain_window(tile: Tile, box: Box) -> np.ndarray:
     """(C, h, w) float32 normalised stains of a window box, reflected outside the mosaic."""
     rows, columns, cover = _reflection(tile, box)
     stains = tile.normalised(cover)
-    return stains[:, rows[:, None], columns]
+    return stains if cover == box else stains.take(rows, 1).take(columns, 2)
 
 
 def count_window(tile: Tile, counts: np.ndarray, box: Box) -> np.ndarray:
     """(h, w) of a window box from `counts` = `tile.transcript_counts()` of the region, reflected outside the mosaic."""
     rows, columns, cover = _reflection(tile, box)
     y, x = cover[0] - tile.region[0], cover[1] - tile.region[1]
-    return counts[rows[:, None] + y, columns + x]
+    if cover == box:
+        return counts[y : y + len(rows), x : x + len(columns)]
+    return counts.take(rows + y, 0).take(columns + x, 1)
 
 
 def reflect(start: int, stop: int, size: int) -> np.ndarray:
@@ -117,25 +126,24 @@ def _computed_cores(tile: Tile, windows: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _predictions(
-    tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs, fill: bool
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs, fill: bool, readers: int
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
     """Prediction of each window in order; the next batch is read while one is computed."""
     grid = tile.window_grid
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
 
-    def read(batch: list[tuple[int, int]]) -> Tensor:
-        arrays = [np.asarray(inputs(tile, grid.window_box(*at)), np.float32) for at in batch]
-        stack = np.zeros((batch_size if fill else len(arrays), *arrays[0].shape), np.float32)
-        stack[: len(arrays)] = arrays
-        return torch.from_numpy(stack)
+    def read(at: tuple[int, int]) -> np.ndarray:
+        return np.asarray(inputs(tile, grid.window_box(*at)), np.float32)
 
-    with ThreadPoolExecutor(1) as reader:
-        waiting = reader.submit(read, batches[0]) if batches else None
+    with ThreadPoolExecutor(readers) as pool:
+        waiting = [pool.submit(read, at) for at in batches[0]] if batches else []
         for i, batch in enumerate(batches):
-            ready = waiting.result()
-            waiting = reader.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
-            predicted = predict(ready).float().cpu().numpy()
-            yield from zip(batch, predicted, strict=False)
+            arrays = [future.result() for future in waiting]
+            waiting = [pool.submit(read, at) for at in batches[i + 1]] if i + 1 < len(batches) else []
+            stack = torch.zeros((batch_size if fill else len(arrays), *arrays[0].shape))
+            for k, array in enumerate(arrays):
+                stack[k] = torch.from_numpy(array)
+            yield from zip(batch, predict(stack).float(), strict=False)
 
 
 def _reflection(tile: Tile, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:

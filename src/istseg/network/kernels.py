@@ -24,6 +24,9 @@ __device__ unsigned short from_float(float v) { unsigned short r; asm("cvt.rn.f1
 """,
 }
 _MAPS = """
+// Unlike fmaxf, keeps what is not a number, so that it is seen in the end.
+__device__ float relu_of(float v) { return v < 0.f ? 0.f : v; }
+
 union Eight { uint4 bits; unsigned short v[8]; };
 
 // relu(sign · x + shift), each pixel `zoom` × `zoom` times; one thread per 8 channels of a pixel of x.
@@ -36,7 +39,7 @@ extern "C" __global__ void activate(const uint4* x, const float* sign, const flo
     const float* b = shift + (shift_rows > 1 ? sample * groups * 8 : 0) + group * 8;
     Eight e; e.bits = x[i];
     #pragma unroll
-    for (int k = 0; k < 8; k++) e.v[k] = from_float(fmaxf(fmaf(a[k], to_float(e.v[k]), b[k]), 0.f));
+    for (int k = 0; k < 8; k++) e.v[k] = from_float(relu_of(fmaf(a[k], to_float(e.v[k]), b[k])));
     if (zoom == 1) { out[i] = e.bits; return; }
     int at = pixel % pixels, y = at / width, column = at % width;
     long long corner = (((long long)sample * pixels + (long long)y * width) * 4 + column * 2) * groups + group;
@@ -61,7 +64,7 @@ extern "C" __global__ void add(const uint4* x, const uint4* other, const float* 
     #pragma unroll
     for (int k = 0; k < 8; k++) {
         float sum = fmaf(a[k], to_float(o.v[k]), to_float(e.v[k])) + b[k];
-        e.v[k] = from_float(relu ? fmaxf(sum, 0.f) : sum);
+        e.v[k] = from_float(relu ? relu_of(sum) : sum);
     }
     out[i] = e.bits;
 }

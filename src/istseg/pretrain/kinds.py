@@ -62,8 +62,8 @@ class Kind:
     tried: Callable[[Tensor, float, torch.device], Decoded]
 
 
-def _start_istseg(base: str, sha256: str | None, seed: int) -> Start:
-    return *(weights.new(seed) if base == weights.SCRATCH else weights.load(base, sha256)), {}
+def _start_istseg(base: str, sha256: str | None, seed: int, backbone: str = "cnn") -> Start:
+    return *(weights.new(seed, backbone) if base == weights.SCRATCH else weights.load(base, sha256)), {}
 
 
 def _start_genesegnet(base: str, sha256: str | None, seed: int) -> Start:

@@ -36,6 +36,7 @@ def run(
     picture_wpx: int,
     device: str,
     network: str = "istseg",
+    backbone: str = "cnn",
 ) -> None:
     """Train a base model on painted tissue, choose its filter, measure it on held-out tissue.
 
@@ -55,6 +56,8 @@ def run(
         `cpu` or `cuda`.
     network
         Key of `pretrain.kinds.KINDS`. A `genesegnet` may also go on from a base of the RNA2seg network, of which it takes the layers that both have.
+    backbone
+        Key of `network.model.BACKBONES`, of an `istseg` from scratch.
 
     Raises
     ------
@@ -64,6 +67,9 @@ def run(
         If the device is not there.
     """
     kind, problems = KINDS[network], []
+    new_istseg = network == "istseg" and base == weights.SCRATCH
+    if backbone != "cnn" and not new_istseg:
+        problems.append(f"--backbone {backbone}: is chosen for a network `istseg` from scratch; leave --base and --network out.")
     for option, value in (("--crop-wpx", recipe.side), ("--tissue-wpx", recipe.tissue_side), ("--picture-wpx", picture_wpx)):
         if value % _SIDES:
             problems.append(f"{option} {value}: must be a multiple of {_SIDES}, e.g. {max(value // _SIDES, 2) * _SIDES}.")
@@ -71,7 +77,7 @@ def run(
         problems.append(f"--tissue-wpx {recipe.tissue_side}: must be at least 1.25 times --crop-wpx {recipe.side}: turned crops need room.")
     loaded = None
     try:
-        loaded = kind.start(base, base_sha256, recipe.seed)
+        loaded = kind.start(base, base_sha256, recipe.seed, **({"backbone": backbone} if new_istseg else {}))
     except InputError as error:
         problems += error.problems
     if loaded is not None:

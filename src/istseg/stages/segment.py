@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from istseg.artifacts.labels import TileLabels, describe
 from istseg.artifacts.tiles import Tile
 from istseg.errors import InputError
 from istseg.network import weights
-from istseg.network.dynamics import labels_from_field
+from istseg.network.dynamics import labels_from_field, object_means
 from istseg.network.field import blend_windows
 from istseg.network.inference import Predictor, choose_precision, open_device
 from istseg.progress import track
+from istseg.stages.finishing import finisher
 
 log = logging.getLogger("istseg")
 
-LAYER = "cells"
+READERS = {"cpu": 1, "cuda": 8}
+"""Windows that are read together at most: a GPU is faster than a CPU that reads for it."""
 
 
 def run(
@@ -83,19 +85,13 @@ def run(
         "batch_size": batch_size,
         **predictor.method,
     }
-    # Outlines and files of a tile are made while the device works on the next one; not further ahead, so that memory holds two tiles at most.
-    with ThreadPoolExecutor(1) as finisher:
-        unfinished: Future | None = None
+    with finisher(Path(out), apart=place.type == "cuda") as finishing:
         for tile in track(read, "segment"):
             begin = time.perf_counter()
             labels, field = predict_tile(tile, predictor, parameters, batch_size)
-            seconds = time.perf_counter() - begin
-            if unfinished:
-                unfinished.result()
+            means = None if field is None else _means(labels, field)
             record = method | {"windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
-            unfinished = finisher.submit(_finish, tile, labels, field, record, Path(out), seconds)
-        if unfinished:
-            unfinished.result()
+            finishing.add(tile, labels, means, record, time.perf_counter() - begin)
 
 
 def filter_of(
@@ -116,16 +112,19 @@ def filter_of(
     }
 
 
-def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int) -> tuple[np.ndarray, Tensor | None]:
     """Cells of one tile.
 
     Returns
     -------
-    int32 (h, w) labels over the region, and its field (3, h, w), None for a tile without windows, which has no cells.
+    int32 (h, w) labels over the region, and its field (3, h, w) on the device, None for a tile without windows, which has no cells.
     """
     if not tile.windows:
         return np.zeros(tile.shape, np.int32), None
-    field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one)
+    field = blend_windows(
+        tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one,
+        readers=min(READERS[predictor.device.type], len(os.sched_getaffinity(0))),
+    )  # fmt: skip
     labels = labels_from_field(
         field,
         logit_threshold=parameters["logit_threshold"],
@@ -138,21 +137,10 @@ def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float],
     return labels, field
 
 
-def _finish(tile: Tile, labels: np.ndarray, field: np.ndarray | None, record: dict[str, Any], out: Path, prediction: float) -> None:
-    """Outlines and files of a tile whose prediction took so many seconds."""
-    begin = time.perf_counter()
-    times: dict[str, float] = {}
-
-    def clock() -> dict[str, float]:
-        finishing = time.perf_counter() - begin
-        times.update(seconds=round(prediction + finishing, 3), prediction_seconds=round(prediction, 3), finishing_seconds=round(finishing, 3))
-        return times
-
-    grid = tile.window_grid
-    flow, logit = (None, None) if field is None else (np.hypot(field[0], field[1]), field[2])
-    objects = describe(LAYER, labels, tile.core, tile.region, (grid.height, grid.width), flow, logit)
-    TileLabels(tile.sample, tile.tile_id, tile.core, tile.region, {LAYER: labels}, objects, record).write(out / tile.tile_id, clock)
-    log.info("%s %s: %d cells of %d windows in %.1f s", tile.sample, tile.tile_id, int(objects["owned"].sum()), len(tile.windows), times["seconds"])
+def _means(labels: np.ndarray, field: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean length of the flow and mean logit of each cell."""
+    cells = torch.from_numpy(labels).to(field.device)
+    return object_means(cells, torch.hypot(field[0], field[1])), object_means(cells, field[2])
 
 
 def _read_all(folders: list[Path], card: weights.ModelCard) -> list[Tile]:
