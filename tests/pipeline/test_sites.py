@@ -136,12 +136,12 @@ SUBMIT = {
 # Memory: 500 MB + 1.5 times the estimate. Time: 30 min + 4 times the estimate (GPU: ten tiles).
 ASKED = {
     "slurm": {
-        "gpu": ["-p fast", "--gres=gpu:a100:1", "--account=lab", "--qos=night", "-W group=x", "--mem 5000M", "-t 01:54:00"],
+        "gpu": ["-p fast", "-c 4", "--gres=gpu:a100:1", "--account=lab", "--qos=night", "-W group=x", "--mem 5000M", "-t 01:54:00"],
         "plain": ["-p slow", "--account=lab", "--qos=night", "-W group=x", "-c 4", "--mem 14000M", "-t 01:27:20"],
     },
-    "lsf": {"gpu": ["-q fast", "-gpu num=1:gmodel=a100", "-P lab", "-W group=x"], "plain": ["-q slow", "-P lab", "-n 4"]},
-    "sge": {"gpu": ["-q fast", "-l gpu=1", "-P lab"], "plain": ["-q slow", "-P lab", "-pe orte 4"]},
-    "pbspro": {"gpu": ["-q fast", "-l select=1:ncpus=1:mem=5000mb:ngpus=1:gpu_type=a100", "-A lab"], "plain": ["-q slow", "-A lab", "ncpus=4:mem=14000mb"]},
+    "lsf": {"gpu": ["-q fast", "-n 4", "-gpu num=1:gmodel=a100", "-P lab", "-W group=x"], "plain": ["-q slow", "-P lab", "-n 4"]},
+    "sge": {"gpu": ["-q fast", "-l gpu=1", "-P lab", "-pe orte 4"], "plain": ["-q slow", "-P lab", "-pe orte 4"]},
+    "pbspro": {"gpu": ["-q fast", "-l select=1:ncpus=4:mem=5000mb:ngpus=1:gpu_type=a100", "-A lab"], "plain": ["-q slow", "-A lab", "ncpus=4:mem=14000mb"]},
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg import finishing
 from istseg.artifacts.files import read_json, sha256, write_json
 from istseg.artifacts.labels import TileLabels, describe
 from istseg.artifacts.tiles import Tile
@@ -21,7 +22,7 @@ from istseg.network import weights
 from istseg.network.card import PANEL_MIN_TRANSCRIPTS
 from istseg.network.fused import FusedRna2Seg
 from istseg.network.inference import Predictor, choose_precision, open_device
-from istseg.stages import finishing, segment
+from istseg.stages import segment
 from network_fixtures import BASE_MODEL, best_iou, cut, paint
 from tissue_fixtures import genes_of
 

@@ -7,7 +7,6 @@ encoded chunks, then (offset, length) of each in C order, uint64, all ones where
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import google_crc32c
 import numpy as np
 import zarr
 from numcodecs.blosc import BITSHUFFLE, Blosc
+
+from istseg.cpus import given_cpus
 
 CHUNK = 512
 """Side of a chunk, pixels."""
@@ -110,9 +111,8 @@ class ShardedWriter:
 
 
 def _n_threads() -> int:
-    """Those that the task was given (`OMP_NUM_THREADS`), else one for each CPU that the process may use; 16 chunks lie side by side in a shard."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0)), SHARD_CHUNKS)
+    """16 chunks lie side by side in a shard."""
+    return min(given_cpus(), SHARD_CHUNKS)
 
 
 def most_files(shape: tuple[int, ...]) -> int:

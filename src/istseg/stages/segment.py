@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from istseg.artifacts.tiles import Tile
+from istseg.cpus import given_cpus
 from istseg.errors import InputError
+from istseg.finishing import finisher
 from istseg.network import weights
 from istseg.network.dynamics import labels_from_field, object_means
 from istseg.network.field import blend_windows
 from istseg.network.inference import Predictor, choose_precision, open_device
 from istseg.progress import track
-from istseg.stages.finishing import finisher
 
 log = logging.getLogger("istseg")
 
@@ -123,7 +123,7 @@ def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float],
         return np.zeros(tile.shape, np.int32), None
     field = blend_windows(
         tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one,
-        readers=min(READERS[predictor.device.type], len(os.sched_getaffinity(0))),
+        readers=min(READERS[predictor.device.type], given_cpus()),
     )  # fmt: skip
     labels = labels_from_field(
         field,

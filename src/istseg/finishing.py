@@ -6,7 +6,6 @@ On a GPU this takes longer than the prediction, and numpy holds Python's lock: i
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import numpy as np
 
 from istseg.artifacts.labels import TileLabels, describe
 from istseg.artifacts.tiles import Tile
+from istseg.cpus import given_cpus
 
 log = logging.getLogger("istseg")
 
@@ -66,7 +66,7 @@ class Finisher:
 @contextmanager
 def finisher(out: Path, apart: bool) -> Iterator[Finisher]:
     """A `Finisher` that writes below a folder; `apart` in processes where there are CPUs for them, else in one thread."""
-    workers = min(PROCESSES, len(os.sched_getaffinity(0)) - 1) if apart else 1
+    workers = min(PROCESSES, given_cpus() - 1) if apart else 1
     pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
     with pool:
         made = Finisher(pool, max(workers, 1), out)
