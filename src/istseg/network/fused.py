@@ -32,12 +32,13 @@ _PHASES = [(i, j) for i in range(2) for j in range(2)]
 
 def fused(model: nn.Module, precision: torch.dtype) -> FusedRna2Seg | None:
     """The rearranged network where the model is; None for another network or backbone, or where the device cannot compute it in the precision: a CPU without
-    oneDNN or without bfloat16, a GPU in float32.
+    oneDNN or without bfloat16, a GPU in float32 or in a bfloat16 that it does not have.
     """
     if not isinstance(model, Rna2Seg) or type(model.model) is not UNet:
         return None
     if next(model.parameters()).is_cuda:
-        return FusedRna2Seg(model, precision) if precision != torch.float32 else None
+        has_it = precision == torch.float16 or (precision == torch.bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False))
+        return FusedRna2Seg(model, precision) if has_it else None
     if not torch.backends.mkldnn.is_available() or (precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
     return FusedRna2Seg(model, precision)

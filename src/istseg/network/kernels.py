@@ -5,10 +5,14 @@ Maps are (B, C, H, W) in channels-last order, C a multiple of 8, bfloat16 or flo
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.cuda import _utils as torch_cuda
+
+from istseg.errors import IstsegError
 
 GROUP = 8
 """Channels that a thread reads and writes at once: 16 bytes."""
@@ -123,10 +127,48 @@ extern "C" __global__ void flatten(int* parent, int n) {
 _SOURCES = {"spread": _HEAT, "unite_runs": _COMPONENTS, "flatten": _COMPONENTS}
 
 
+def source_of(name: str, precision: torch.dtype | None = None) -> str:
+    """CUDA source of a kernel; of maps in a precision."""
+    return _SOURCES[name] if precision is None else _NUMBERS[precision] + _MAPS
+
+
+def compiled(source: str, capability: tuple[int, int]) -> bytes:
+    """Machine code for GPUs of a compute capability. By NVRTC alone: `torch.cuda._compile_kernel` asks for an installed CUDA toolkit, whose headers are not
+    needed here.
+
+    Raises
+    ------
+    IstsegError
+        With the compiler's words.
+    """
+    nvrtc = torch_cuda._get_gpu_rtc_library()
+    program = ctypes.c_void_p()
+    _checked(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"istseg.cu", 0, None, None), "cannot be begun")
+    try:
+        option = f"--gpu-architecture=sm_{capability[0]}{capability[1]}".encode()
+        failed = nvrtc.nvrtcCompileProgram(program, 1, (ctypes.c_char_p * 1)(option))
+        _checked(failed, _read(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).rstrip(b"\0").decode() if failed else "")
+        return _read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _read(program: ctypes.c_void_p, size_of, content_of) -> bytes:
+    size = ctypes.c_size_t()
+    _checked(size_of(program, ctypes.byref(size)), "cannot be read")
+    content = ctypes.create_string_buffer(size.value)
+    _checked(content_of(program, content), "cannot be read")
+    return content.raw
+
+
+def _checked(failed: int, why: str) -> None:
+    if failed:
+        raise IstsegError(f"the kernels for the GPU do not compile (NVRTC error {failed}): {why}")
+
+
 @lru_cache
-def _compiled(name: str, precision: torch.dtype | None = None):
-    source = _SOURCES[name] if precision is None else _NUMBERS[precision] + _MAPS
-    return torch.cuda._compile_kernel(source, name)
+def _kernel(name: str, precision: torch.dtype | None = None):
+    return torch_cuda._cuda_load_module(compiled(source_of(name, precision), torch.cuda.get_device_capability()), [name])[name]
 
 
 def activate(x: Tensor, sign: Tensor, shift: Tensor, zoom: int = 1) -> Tensor:
@@ -143,7 +185,7 @@ def activate(x: Tensor, sign: Tensor, shift: Tensor, zoom: int = 1) -> Tensor:
     out = torch.empty((batch, channels, zoom * height, zoom * width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     n = x.numel() // GROUP
     numbers = [n, channels // GROUP, height * width, width, shift.dim(), zoom]
-    _compiled("activate", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _vector(sign), _vector(shift), out, *numbers])
+    _kernel("activate", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _vector(sign), _vector(shift), out, *numbers])
     return out
 
 
@@ -163,7 +205,7 @@ def add(x: Tensor, other: Tensor, sign: Tensor, shift: Tensor, relu: bool) -> Te
     n = x.numel() // GROUP
     zoom = height // other.shape[2]
     numbers = [n, channels // GROUP, height * width, width, shift.dim(), zoom, int(relu)]
-    _compiled("add", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _map(other), _vector(sign), _vector(shift), x, *numbers])
+    _kernel("add", x.dtype)((-(-n // _THREADS), 1, 1), (_THREADS, 1, 1), [_map(x), _map(other), _vector(sign), _vector(shift), x, *numbers])
     return x
 
 
@@ -184,7 +226,7 @@ def spread_heat(ninth: Tensor, start: Tensor, sides: Tensor, source: Tensor, ste
     (Q,) float32.
     """
     heat, rows = torch.zeros_like(ninth), torch.empty_like(ninth)
-    _compiled("spread")((len(start), 1, 1), (_THREADS, 1, 1), [ninth, start.contiguous(), sides.int(), source.int(), heat, rows, steps_per_side])
+    _kernel("spread")((len(start), 1, 1), (_THREADS, 1, 1), [ninth, start.contiguous(), sides.int(), source.int(), heat, rows, steps_per_side])
     return heat
 
 
@@ -199,8 +241,8 @@ def components(image: Tensor) -> Tensor:
     torch.ne(image[:, 1:], image[:, :-1], out=begins[:, 1:])
     parent = torch.cummax((at * begins).flatten(), 0).values.contiguous()
     grid, block = (-(-n // _THREADS), 1, 1), (_THREADS, 1, 1)
-    _compiled("unite_runs")(grid, block, [image, parent, n, width])
-    _compiled("flatten")(grid, block, [parent, n])
+    _kernel("unite_runs")(grid, block, [image, parent, n, width])
+    _kernel("flatten")(grid, block, [parent, n])
     return parent.reshape(image.shape)
 
 
