@@ -126,3 +126,12 @@ def road(tmp_path_factory: pytest.TempPathFactory):
     import undisturbed
 
     return undisturbed.build(tmp_path_factory.mktemp("road"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, request: pytest.FixtureRequest):
+    """A real SLURM of one node for the tests of tests/pipeline/slurm (`one_node.py` there); its parameter: environment of up.sh."""
+    import one_node
+
+    with one_node.started(tmp_path / "slurm", getattr(request, "param", {})) as cluster:
+        yield cluster

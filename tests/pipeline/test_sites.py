@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 
@@ -172,6 +173,59 @@ def test_what_schedulers_are_asked_for(nextflow):
             for option in options:
                 assert option in jobs[executor, task], jobs[executor, task]
         assert "gpu" not in jobs[executor, "plain"].replace("_gpu", "")
+
+
+# Each task is ended once by the status that it is given, then succeeds.
+ENDED = """
+process TASK {
+    tag "$code"
+
+    input:
+    val code
+
+    script:
+    "exit ${task.attempt == 1 ? code : 0}"
+}
+workflow { TASK(channel.of(1, 65, 130, 137, 140, 143, 247)) }
+"""
+# The estimates less their margins: 100 MB, 100 s.
+ESTIMATES = """
+trace { fields = 'tag,attempt,exit,memory,time,status'; raw = true }
+process { withName: 'TASK' { ext.memory = [start: -800 / 3]; ext.seconds = [start: -425] } }
+"""
+
+
+def test_what_ended_a_task_says_what_it_asks_for_next(nextflow):
+    (nextflow.folder / "main.nf").write_text(ENDED)
+    (nextflow.folder / "estimates.config").write_text(ESTIMATES)
+    nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "-c", "estimates.config", "--max_memory", "6.GB", "--outdir", "out")
+    with open(nextflow.folder / "out" / "pipeline_info" / "trace.tsv", newline="") as stream:
+        rows = sorted(csv.DictReader(stream, delimiter="\t"), key=lambda row: (int(row["tag"]), int(row["attempt"])))
+    asked = {}
+    for row in rows:
+        asked.setdefault(int(row["tag"]), []).append((int(row["memory"]) // 2**20, int(row["time"]) // 1000, int(row["exit"])))
+    first = (100, 100)
+    same, memory, time = (100, 100, 0), (200, 100, 0), (100, 200, 0)
+    again = {130: same, 137: memory, 140: time, 143: time, 247: memory}
+    assert asked == {1: [(*first, 1)], 65: [(*first, 65)], **{code: [(*first, code), second] for code, second in again.items()}}
+
+
+TILES = """
+include { tiles_of_a_task } from '%s/workflows/batches'
+
+workflow {
+    size = [tile_mpx: 2.0, tile_mtx: 0.1]
+    println "tiles: ${tiles_of_a_task(size, params.task_minutes)}"
+}
+"""
+
+
+@pytest.mark.parametrize(("minutes", "tiles"), [("0.01", 1), ("1", 29), ("10", 288)])
+def test_task_minutes_set_the_tiles_of_a_task(nextflow, minutes, tiles):
+    """Segment is the slower: 1.04 s for each of two million pixels."""
+    (nextflow.folder / "main.nf").write_text(TILES % ROOT)
+    done = nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "--task_minutes", minutes, "--outdir", "out")
+    assert f"tiles: {tiles}\n" in done.stdout, done.stdout
 
 
 def test_what_does_not_fit_the_site_is_told_before_the_start(nextflow: Nextflow):

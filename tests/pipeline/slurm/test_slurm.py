@@ -4,42 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+from one_node import run_on
 
-HERE = Path(__file__).parent
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_SLURM"), reason="runs by `make test-slurm` only"),
 ]
-
-# A test's cluster answers at once; the defaults of Nextflow are made for a busy one.
-SITE = """
-executor { pollInterval = '1s'; queueStatInterval = '2s'; exitReadTimeout = '10s'; submitRateLimit = null }
-params { max_cpus = 2; max_memory = '6.GB' }
-"""
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    state = tmp_path / "slurm"
-    up = subprocess.run([HERE / "up.sh", state], capture_output=True, text=True)
-    if up.returncode:
-        pytest.fail(up.stderr, pytrace=False)
-    yield {"SLURM_CONF": str(state / "slurm.conf"), "state": state}
-    subprocess.run([HERE / "down.sh", state], check=True)
-    assert not (state / "pids").exists()
-
-
-def run_on(slurm, nextflow, *args, **options):
-    """A run on the cluster, and a line of SLURM for each job that has ended."""
-    (nextflow.folder / "site.config").write_text(SITE)
-    run = nextflow.run("-c", "site.config", *args, env={"SLURM_CONF": slurm["SLURM_CONF"]}, **options)
-    return run, (slurm["state"] / "log" / "jobs.txt").read_text().splitlines()
 
 
 def test_canary_on_slurm(nextflow, slurm):

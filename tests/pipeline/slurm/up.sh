@@ -4,6 +4,7 @@
 #   up.sh STATE        then: . STATE/env.sh; sbatch, squeue, nextflow ... talk to it
 #   down.sh STATE      ends what was started here and nothing else
 #
+# With ISTSEG_SLURM_MEMKILL=1 a job that takes more memory than it asked for is ended (seen once a second; sites do that with cgroups, which need the machine to themselves).
 # Needs root and the Debian packages slurm-wlm and munge.
 set -euo pipefail
 [ $# -eq 1 ] || { echo "usage: $0 STATE" >&2; exit 2; }
@@ -24,6 +25,10 @@ memory=12000        # MiB
 gpus=2              # fake: they are scheduled, there is nothing behind them
 port=16917
 node=$(hostname -s)
+accounting='JobAcctGatherType=jobacct_gather/none'
+[ "${ISTSEG_SLURM_MEMKILL:-0}" = 0 ] || accounting='JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill,UsePss'
 umask 022
 rm -f "$state/munge.key"
 mungekey --create --keyfile "$state/munge.key"
@@ -48,7 +53,8 @@ SlurmctldLogFile=$state/log/slurmctld.log
 SlurmdLogFile=$state/log/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
+$accounting
+SlurmdTimeout=10
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
@@ -77,15 +83,7 @@ echo "export SLURM_CONF=$state/slurm.conf" >"$state/env.sh"
 export SLURM_CONF=$state/slurm.conf
 trap 'code=$?; [ $code = 0 ] || "$here/down.sh" "$state" >&2; exit $code' EXIT     # never half a cluster
 
-start() {    # name command... ; remembers the process by its id and start time
-    local name=$1
-    shift
-    setsid "$@" >"$state/log/$name.out" 2>&1 </dev/null &
-    local id=$!
-    sleep 0.1
-    [ -e /proc/$id/stat ] || { cat "$state/log/$name.out" >&2; die "$name did not start."; }
-    echo "$name $id $(sed 's/.*) //' /proc/$id/stat | cut -d' ' -f20)" >>"$state/pids"
-}
+start() { "$here/start.sh" "$state" "$@"; }    # NAME COMMAND...
 start munged munged --foreground --force --num-threads 2 --key-file="$state/munge.key" --socket="$state/munge.sock" \
     --pid-file="$state/munged.pid" --log-file="$state/log/munged.log" --seed-file="$state/munge.seed"
 for _ in $(seq 50); do [ -S "$state/munge.sock" ] && break; sleep 0.1; done
