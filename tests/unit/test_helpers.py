@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,13 +14,14 @@ import tifffile
 from typer.testing import CliRunner
 
 import raw_fixtures as fx
-from istseg.artifacts.sample import apply_affine
+from istseg.artifacts import spatial
+from istseg.artifacts.sample import Sample, apply_affine
 from istseg.cli import app
 from istseg.errors import InputError, IstsegError
 from istseg.helpers import explain, sheet, subset, view
 from istseg.raw import open_raw
 from istseg.raw.base import Options
-from istseg.stages import preflight
+from istseg.stages import convert, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +114,50 @@ def test_subset_of_cosmx_fields_of_view(tmp_path: Path, generation: str) -> None
     assert {name.split("_")[1] for name in reader.vendor_cells(None)[0]} == {"2", "4"}
 
 
+@pytest.mark.parametrize(
+    ("version", "form"),
+    [("xenium-1.0.1", "parquet"), ("xenium-1.7.6.0", "csv"), ("xenium-2.0.0.10", "parquet"), ("xenium-3.0.0.15", "csv.gz"), ("xenium-4.0.0.0", "parquet")],
+)
+def test_subset_of_a_xenium_region(tmp_path: Path, version: str, form: str) -> None:
+    raw, part, pixel = tmp_path / "raw", tmp_path / "part", 0.2125
+    truth = fx.xenium(raw, version=version, height=800, width=900, n=6000)
+    ids = list(truth["rings"])
+    pd.DataFrame({"cell_id": ids, "x_centroid": [35 * pixel, 135 * pixel], "y_centroid": 60 * pixel}).to_parquet(raw / "cells.parquet")
+    if form != "parquet":
+        for path in sorted(raw.glob("*.parquet")):
+            table = truth["transcripts"] if path.stem == "transcripts" else pd.read_parquet(path)
+            table.to_csv(path.with_suffix(f".{form}"), index=False)
+            path.unlink()
+    x0, y0, x1, y1 = 101, 31, 801, 643
+    region = ",".join(f"{(v + 0.5) * pixel}" for v in (x0, y0, x1, y1))
+    subset.run(raw=raw, platform="xenium", out=part, region=region)
+    assert sorted(p.relative_to(part) for p in part.rglob("*")) == sorted(p.relative_to(raw) for p in raw.rglob("*"))
+    convert.run(raw=part, sample="s", platform="xenium", out=tmp_path / "out")
+    sample = Sample.read(tmp_path / "out" / "sample.json")
+    image = spatial.image_level(tmp_path / "out" / "s.zarr")[:]
+    assert [s.name for s in sample.stains] == list(truth["images"])
+    for channel, stain in zip(image, sample.stains, strict=True):
+        np.testing.assert_array_equal(channel, truth["images"][stain.name][y0:y1, x0:x1])
+    whole, there = truth["transcripts"], (truth["px"] >= x0) & (truth["px"] < x1) & (truth["py"] >= y0) & (truth["py"] < y1)
+    whole, px, py = whole[there], truth["px"][there] - x0, truth["py"][there] - y0
+    good = (whole["qv"] >= 20).to_numpy()
+    points = pd.concat([pd.read_parquet(p) for p in spatial.transcript_parts(tmp_path / "out" / "s.zarr")]).sort_values("transcript_id")
+    assert points["transcript_id"].tolist() == np.flatnonzero(good).tolist() and good.sum() > 1000
+    assert points["gene"].astype(str).tolist() == whole["feature_name"][good].tolist()
+    np.testing.assert_allclose(points[["x", "y"]] / pixel, np.column_stack([px, py])[good], atol=1e-3)
+    cells = gpd.read_parquet(tmp_path / "out" / "vendor_cells.parquet").set_index("cell_id")
+    (far,) = cells.index
+    assert far == str(ids[1]), "the middle of the other lies outside"
+    np.testing.assert_allclose(cells.loc[far].geometry.bounds, np.array([120 - x0, 40 - y0, 150 - x0, 80 - y0]) * pixel, atol=1e-5)
+    (table,) = part.glob("cells.*")
+    written = pd.read_parquet(table) if form == "parquet" else pd.read_csv(table)
+    np.testing.assert_allclose(written[["x_centroid", "y_centroid"]], [[(135 - x0) * pixel, (60 - y0) * pixel]])
+    first = next(p for p in sorted(part.rglob("*.ome.tif")))
+    with tifffile.TiffFile(first) as tif:
+        assert tif.pages[0].compression.name in ("JPEG2000", "JPEG_2000_LOSSY")
+        assert [level.shape for level in tif.pages[0].pages] == [(306, 350)]
+
+
 def test_subset_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> None:
     fx.merscope(tmp_path / "raw")
     for arguments, message in (
@@ -119,7 +165,8 @@ def test_subset_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> None:
         ({"platform": "merscope", "region": "0,0,1,1", "fovs": "1"}, "--fovs: merscope does not take it"),
         ({"platform": "merscope", "region": "0,0,1,1"}, "less than 16 pixels"),
         ({"platform": "merscope", "region": "0,0,1"}, "four numbers"),
-        ({"platform": "xenium", "region": "0,0,1,1"}, "cannot be cut yet"),
+        ({"platform": "xenium", "fovs": "1"}, "--region: xenium needs it"),
+        ({"platform": "visium", "region": "0,0,1,1"}, "cannot be cut; those of merscope, cosmx, xenium can"),
     ):
         with pytest.raises(InputError, match=message):
             subset.run(raw=tmp_path / "raw", out=tmp_path / "part", **arguments)

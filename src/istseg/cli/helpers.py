@@ -26,7 +26,7 @@ def subset(
     raw: Annotated[Path, typer.Option(**Existing, help="Raw folder.")],
     platform: Annotated[Platform, typer.Option()],
     out: Out,
-    region: Annotated[Optional[str], typer.Option(help="MERSCOPE: `x0,y0,x1,y1` in µm.")] = None,
+    region: Annotated[Optional[str], typer.Option(help="MERSCOPE, Xenium: `x0,y0,x1,y1` in µm.")] = None,
     fovs: Annotated[Optional[str], typer.Option(help="CosMx: fields of view, e.g. `1-4;7`.")] = None,
 ) -> None:
     """Cut a part of a raw folder, in the vendor's own form, for a quick try."""

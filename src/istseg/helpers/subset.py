@@ -1,6 +1,7 @@
 """A part of a raw folder, in the vendor's own form: small enough to try parameters on.
 
-MERSCOPE: a rectangle; every image is cut, the transform moved, the tables filtered; micron coordinates stay what they were. CosMx: whole fields of view.
+MERSCOPE: a rectangle; every image is cut, the transform moved, the tables filtered; micron coordinates stay what they were.
+Xenium: a rectangle; its form has no offset, so coordinates start at the corner of the part. CosMx: whole fields of view.
 """
 
 from __future__ import annotations
@@ -8,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 import shapely
 import tifffile
@@ -24,10 +23,14 @@ from istseg import region as regions
 from istseg.artifacts.files import whole
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
+from istseg.helpers import cut_rows, subset_xenium
 from istseg.raw import open_raw, tables, tiffs
 from istseg.raw.base import options_of
 from istseg.raw.cosmx import CosmxSample
 from istseg.raw.merscope import IMAGE, TRANSFORM, MerscopeSample
+from istseg.raw.xenium import XeniumSample
+
+_NEEDED = {MerscopeSample.platform: "region", CosmxSample.platform: "fovs", XeniumSample.platform: "region"}
 
 
 def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs: str | None = None) -> None:
@@ -40,7 +43,7 @@ def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs:
     out
         Gets the part; must not exist.
     region
-        MERSCOPE: `x0,y0,x1,y1` in µm of the platform's frame.
+        MERSCOPE, Xenium: `x0,y0,x1,y1` in µm of the platform's frame.
     fovs
         CosMx: fields of view, e.g. `1-4;7`.
 
@@ -49,12 +52,11 @@ def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs:
     InputError
         If the folder cannot be read, the part is empty or outside, or the platform cannot be cut.
     """
-    needed = {"merscope": "region", "cosmx": "fovs"}
-    if platform not in needed:
-        raise InputError(f"--platform {platform}: its folders cannot be cut yet; {' and '.join(needed)} can.")
+    if platform not in _NEEDED:
+        raise InputError(f"--platform {platform}: its folders cannot be cut; those of {', '.join(_NEEDED)} can.")
     given = {"region": region, "fovs": fovs}
-    wrong = [f"--{name}: {platform} needs it." for name in [needed[platform]] if not given[name]]
-    wrong += [f"--{name}: {platform} does not take it; give --{needed[platform]}." for name, value in given.items() if value and name != needed[platform]]
+    wrong = [f"--{name}: {platform} needs it." for name in [_NEEDED[platform]] if not given[name]]
+    wrong += [f"--{name}: {platform} does not take it; give --{_NEEDED[platform]}." for name, value in given.items() if value and name != _NEEDED[platform]]
     if out.exists():
         wrong.append(f"{out}: is there already; give another folder.")
     if wrong:
@@ -67,9 +69,12 @@ def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs:
             _merscope(reader, region, part)
         elif isinstance(reader, CosmxSample):
             _cosmx(reader, raw, part)
+        elif isinstance(reader, XeniumSample):
+            subset_xenium.cut(reader, *_corners(reader, region), part)
 
 
-def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
+def _corners(reader: MerscopeSample | XeniumSample, region: str) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of the first pixel of the part and of the first one after it."""
     facts = reader.facts
     um = np.array(regions.parse(region)).reshape(2, 2)
     low, high = np.floor(apply_affine(facts.micron_to_pixel, um)).astype(int)
@@ -77,6 +82,12 @@ def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
     if (high - low < 16).any():
         frame = apply_affine(np.linalg.inv(facts.micron_to_pixel), np.array([[0, 0], [facts.width_px, facts.height_px]]))
         raise InputError(f"--region {region}: holds less than 16 pixels of the mosaic, which covers {','.join(f'{v:.1f}' for v in frame.ravel())}.")
+    return low, high
+
+
+def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
+    facts = reader.facts
+    low, high = _corners(reader, region)
     (out / "images").mkdir()
     for path in sorted((reader.region / "images").iterdir()):
         if IMAGE.fullmatch(path.name):
@@ -89,12 +100,12 @@ def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
     manifest = {"microns_per_pixel": facts.pixel_size_um, **size, "bbox_microns": [*corner_um.tolist(), *far_um.tolist()]}
     (out / "images" / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
-    def inside(table: pa.Table) -> np.ndarray:
+    def inside(table: pa.Table) -> pa.Table:
         xy = np.column_stack([pc.cast(table[name], pa.float64()).to_numpy() for name in ("global_x", "global_y")])
-        return ((xy >= corner_um) & (xy < far_um)).all(axis=1)
+        return table.filter(pa.array(((xy >= corner_um) & (xy < far_um)).all(axis=1)))
 
     source = facts.tables[0]
-    _filter(source, out / source.name, inside)
+    cut_rows.copy(source, out / source.name, inside)
     cells = _merscope_cells(reader, out, corner_um, far_um)
     for name in ("cell_metadata.csv", "cell_by_gene.csv"):
         if cells is not None and (reader.region / name).exists():
@@ -148,9 +159,9 @@ def _cosmx(reader: CosmxSample, raw: Path, out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 
-    def among(table: pa.Table) -> np.ndarray:
+    def among(table: pa.Table) -> pa.Table:
         name = tables.find_column(table.column_names, "fov")
-        return np.isin(pc.cast(table[name], pa.float64()).to_numpy(), list(wanted))
+        return table.filter(pa.array(np.isin(pc.cast(table[name], pa.float64()).to_numpy(), list(wanted))))
 
     beside = [p for p in sorted(layout.tx.parent.iterdir()) if p.name.endswith(("_exprMat_file.csv", "_metadata_file.csv", ".csv.gz"))]
     for path in dict.fromkeys(p for p in (layout.tx, layout.positions, layout.polygons, *beside) if p):
@@ -158,21 +169,4 @@ def _cosmx(reader: CosmxSample, raw: Path, out: Path) -> None:
             continue
         target = out / path.relative_to(raw)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _filter(path, target, among)
-
-
-def _filter(source: Path, target: Path, keep: Callable[[pa.Table], np.ndarray]) -> None:
-    """Copy the rows of a table that `keep` marks, in the form of the source; numbers stay the text they are."""
-    names = tables.header(source)
-    if tables.is_parquet(source):
-        with pq.ParquetFile(source) as stored, pq.ParquetWriter(target, stored.schema_arrow) as writer:
-            for batch in stored.iter_batches(1 << 18):
-                table = pa.Table.from_batches([batch])
-                writer.write_table(table.filter(pa.array(keep(table))))
-        return
-    columns = {name: pa.string() for name in names}
-    with pa.CompressedOutputStream(str(target), "gzip") if tables.is_gzip(source) else pa.OSFile(str(target), "wb") as stream:
-        stream.write((",".join(f'"{n}"' if "," in n else n for n in names) + "\n").encode())
-        for block in tables.stream(source, columns):
-            numbers = block.filter(pa.array(keep(block)))
-            pyarrow.csv.write_csv(numbers, stream, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
+        cut_rows.copy(path, target, among)

@@ -64,11 +64,11 @@ class XeniumSample(RawSample):
             problems.append(f"{root / 'experiment.xenium'}: says no usable pixel_size ({pixel!r}). Copy the file again.")
         step = experiment.get("z_step_size")
         self._step = float(step) if isinstance(step, (int, float)) and step > 0 else 3.0
-        self._pages = _find_images(root, problems, warnings)
-        shapes = {page.shape for page in self._pages.values()}
+        self.pages = _find_images(root, problems, warnings)
+        shapes = {page.shape for page in self.pages.values()}
         if len(shapes) > 1:
             problems.append(f"{root}: the images of the stains differ in size ({', '.join(f'{h} x {w}' for h, w in sorted(shapes))}).")
-        roles = assign_roles(list(self._pages), self.options, NUCLEUS, MEMBRANE, str(root), problems, warnings) if self._pages else []
+        roles = assign_roles(list(self.pages), self.options, NUCLEUS, MEMBRANE, str(root), problems, warnings) if self.pages else []
         self._table = _one_of(root, TRANSCRIPT_FILES)
         if self._table is None:
             problems.append(f"{root}: has no transcript table; expected one of {', '.join(TRANSCRIPT_FILES)}.")
@@ -82,7 +82,7 @@ class XeniumSample(RawSample):
         version = str(experiment.get("analysis_sw_version", "unknown"))
         self.facts = Facts(
             generation=version,
-            channels=[Channel(name, role, [0], self._pages[name].dtype) for name, role in roles],
+            channels=[Channel(name, role, [0], self.pages[name].dtype) for name, role in roles],
             planes=[0],
             height_px=height,
             width_px=width,
@@ -101,11 +101,11 @@ class XeniumSample(RawSample):
 
     def pixels(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """See `RawSample.pixels`."""
-        return tiffs.blocks([self._pages[c.name] for c in self.facts.channels if c.role != "other"], (y0, y1, x0, x1))
+        return tiffs.blocks([self.pages[c.name] for c in self.facts.channels if c.role != "other"], (y0, y1, x0, x1))
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """See `RawSample.strips`."""
-        readers = [tiffs.PageReader(self._pages[c.name]) for c in self.facts.channels]
+        readers = [tiffs.PageReader(self.pages[c.name]) for c in self.facts.channels]
         try:
             for y0 in range(0, self.facts.height_px, rows):
                 yield np.stack([reader.rows(y0, min(y0 + rows, self.facts.height_px)) for reader in readers])
