@@ -22,8 +22,8 @@ from istseg.errors import InputError, IstsegError
 
 OK, NOTE, BAD = "ok", "note", "not ok"
 PACKAGES = ("numpy", "torch", "anndata", "scanpy", "spatialdata", "cellpose", "zarr", "pyarrow", "tifffile", "scikit-image")
-PROGRAMS = {"proseg": "proseg/bin/proseg", "comseg": "comseg/bin/python", "baysor": "baysor/bin/baysor"}
-"""Comparators that are programs of their own, and where `make comparators` puts them."""
+PROGRAMS = {"proseg": "proseg/bin/proseg", "comseg": "comseg/bin/python"}
+"""Comparators that are programs of their own, and where `make comparators` puts them. Baysor is not among them: nothing here installs it."""
 _MIN_TMP_BYTES = 1e9
 _MIN_MEMORY_BYTES = 3e9
 _PROGRAM_SECONDS = 60
@@ -91,6 +91,7 @@ def examine(
     yield _program("java", ["java", "-version"], "Only the machine that starts the pipeline needs Java 17 or newer.")
     yield _program("nextflow", [str(root / "bin" / "nextflow"), "-version"], "Only the machine that starts the pipeline needs it: `make setup`.")
     yield from (_comparator(name, programs or root / ".istseg" / "comparators") for name in PROGRAMS)
+    yield _baysor()
 
 
 def _package(name: str) -> Check:
@@ -205,10 +206,23 @@ def _program(name: str, command: list[str], advice: str, state: str = NOTE) -> C
 
 
 def _comparator(name: str, programs: Path) -> Check:
+    """Optional: no run needs it that does not name it in `--compare`."""
     path = programs / PROGRAMS[name]
-    if os.access(path, os.X_OK) or shutil.which(name):
-        return Check(f"comparator {name}", OK, str(path) if path.exists() else str(shutil.which(name)))
-    return Check(f"comparator {name}", OK, "not here, and needed for --compare only")
+    if os.access(path, os.X_OK):
+        return Check(f"comparator {name}", OK, str(path))
+    return Check(f"comparator {name}", OK, f"not here; optional, for --compare {name} only", f"To have it: `bin/setup_comparators {name}`, or its image.")
+
+
+def _baysor() -> Check:
+    found = shutil.which("baysor")
+    if found:
+        return Check("comparator baysor", OK, f"{found}; give it with --baysor")
+    return Check(
+        "comparator baysor",
+        OK,
+        "not here; optional, for --compare baysor only",
+        "Nothing here installs it: unpack its release and give bin/baysor with --baysor, or build its image.",
+    )
 
 
 def as_json(checks: list[Check]) -> str:

@@ -2,10 +2,14 @@
 
 Every object is taken from the tile that owns it. Objects are numbered by the place of their centroid (y, then x): numbers do not depend on the tiling. Where
 two tiles' objects claim one pixel (possible only for objects larger than the halo) the smaller number has it; this is counted.
+
+Of all objects only a row of numbers is held at once. Label images are painted tile by tile in rows of chunks, and outlines are read again from their
+tiles, some thousand at a time, so memory hardly grows with the sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import shapely
 
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import read_json, whole
-from istseg.artifacts.labels import TileLabels
+from istseg.artifacts.labels import read_layers
 from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import TileIndex
 from istseg.errors import InputError
@@ -24,7 +28,9 @@ from istseg.progress import track
 
 CHUNK_WPX = 1024
 _FILES = ("labels.npz", "objects.parquet", "meta.json")
-_COLUMNS = ["layer", "label", "owned", "centroid_x_wpx", "centroid_y_wpx", "area_wpx", "cut", "mean_flow", "geometry"]
+_COLUMNS = ["label", "centroid_x_wpx", "centroid_y_wpx", "area_wpx", "cut", "mean_flow"]
+OUTLINES = 20_000
+"""Held at once."""
 
 
 @dataclass
@@ -84,11 +90,10 @@ def merge_sources(index: TileIndex, sources: list[Source], out: Path, store_name
     record: dict[str, Any] = {"sample": index.sample, "n_tiles": len(index.tiles), "n_skipped_tiles": len(index.skipped), "segmentations": {}, "warnings": []}
     for source in sources:
         table = tables[source.name]
-        frame = _frame(index, source, table)
-        cells_file.write(out / source.file, frame)
+        cells_file.write_parts(out / source.file, _frames(index, source, table))
         record["segmentations"][source.name] = {
             "layer": source.layer,
-            "n": len(frame),
+            "n": len(table),
             "n_cut": int(table["cut"].sum()),
             "conflict_pixels": conflicts[source.name],
             "method": _method(index, source),
@@ -148,16 +153,24 @@ def _problems_of(folder: Path, stage: str, sample: str, tile: dict[str, Any], la
 
 
 def _owned(index: TileIndex, source: Source) -> pd.DataFrame:
-    """Owned objects of all tiles with the columns of the artifact and `tile` (number of the tile)."""
+    """Owned objects of all tiles with `_COLUMNS` and `tile` (number of the tile)."""
     parts = []
-    for number, tile in enumerate(index.tiles):
-        path = source.folder / tile["tile_id"] / "objects.parquet"
-        table = pd.read_parquet(path, columns=_COLUMNS, filters=[("layer", "==", source.layer), ("owned", "==", True)])
+    for number in range(len(index.tiles)):
+        table = _read(index, source, number, [*_COLUMNS, "geometry"])
         if table["geometry"].isna().any():
-            raise InputError(f"{path}: an object that its tile owns has no outline; run the stage that made it again.")
-        parts.append(table.assign(tile=number))
+            raise InputError(f"{_path(index, source, number)}: an object that its tile owns has no outline; run the stage that made it again.")
+        parts.append(table[_COLUMNS].assign(tile=number))
     filled = [p for p in parts if len(p)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0] if parts else pd.DataFrame({c: [] for c in [*_COLUMNS, "tile"]})
+
+
+def _path(index: TileIndex, source: Source, number: int) -> Path:
+    return source.folder / index.tiles[number]["tile_id"] / "objects.parquet"
+
+
+def _read(index: TileIndex, source: Source, number: int, columns: list[str]) -> pd.DataFrame:
+    """Owned objects of one tile."""
+    return pd.read_parquet(_path(index, source, number), columns=columns, filters=[("layer", "==", source.layer), ("owned", "==", True)])
 
 
 def _number(table: pd.DataFrame) -> pd.DataFrame:
@@ -184,37 +197,57 @@ def _paint(index: TileIndex, sources: list[Source], tables: dict[str, pd.DataFra
             mine = by_tile[source.name].get(number)
             if mine is None:
                 continue
-            labels = TileLabels.read(source.folder / tile["tile_id"], [source.layer]).layers[source.layer]
+            labels = read_layers(source.folder / tile["tile_id"], [source.layer])[source.layer]
             conflicts[source.name] += _paint_tile(arrays[source.name], labels, mine, tile["region"])
     return conflicts
 
 
 def _paint_tile(array: Any, labels: np.ndarray, mine: pd.DataFrame, region: tuple[int, int, int, int]) -> int:
+    """Write a tile's objects, in strips that end where chunks end: each chunk is read and written once."""
     numbers = np.zeros(max(int(labels.max()), int(mine["label"].max())) + 1, np.int32)
     numbers[mine["label"]] = mine["number"]
-    painted = numbers[labels]
+    conflicts = 0
+    for start in range(region[0] - region[0] % CHUNK_WPX, region[2], CHUNK_WPX):
+        top, bottom = max(start, region[0]), min(start + CHUNK_WPX, region[2])
+        conflicts += _paint_strip(array, numbers[labels[top - region[0] : bottom - region[0]]], top, region[1])
+    return conflicts
+
+
+def _paint_strip(array: Any, painted: np.ndarray, y0: int, x0: int) -> int:
     rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
     if not len(rows):
         return 0
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     painted = painted[top:bottom, left:right]
-    place = slice(region[0] + top, region[0] + bottom), slice(region[1] + left, region[1] + right)
+    place = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
     before = array[place]
     both = (painted > 0) & (before > 0)
     array[place] = np.where(both, np.minimum(painted, before), np.maximum(painted, before))
     return int(both.sum())
 
 
-def _frame(index: TileIndex, source: Source, table: pd.DataFrame) -> Any:
-    """Polygons in µm."""
+def _frames(index: TileIndex, source: Source, table: pd.DataFrame) -> Iterator[Any]:
+    """Cells with their polygons in µm, by number, `OUTLINES` at a time; one frame without cells where there is none."""
     to_micron = np.linalg.inv(index.affine)
-    polygons = shapely.from_wkb(table["geometry"].to_numpy(dtype=object))
-    polygons = shapely.transform(polygons, lambda xy: apply_affine(to_micron, xy))
-    for i in np.flatnonzero(~shapely.is_valid(polygons)):
-        parts = shapely.get_parts(shapely.make_valid(polygons[i]))
-        polygons[i] = max((p for p in parts if p.geom_type == "Polygon"), key=lambda p: p.area)
-    ids = [f"{index.sample}_{source.prefix}{n:07d}" for n in table["number"]]
-    return cells_file.frame(ids, polygons, table["number"].to_numpy(), table["mean_flow"].to_numpy(float))
+    for start in range(0, max(len(table), 1), OUTLINES):
+        part = table.iloc[start : start + OUTLINES]
+        polygons = shapely.transform(_outlines(index, source, part), lambda xy: apply_affine(to_micron, xy))
+        for i in np.flatnonzero(~shapely.is_valid(polygons)):
+            parts = shapely.get_parts(shapely.make_valid(polygons[i]))
+            polygons[i] = max((p for p in parts if p.geom_type == "Polygon"), key=lambda p: p.area)
+        ids = [f"{index.sample}_{source.prefix}{n:07d}" for n in part["number"]]
+        yield cells_file.frame(ids, polygons, part["number"].to_numpy(), part["mean_flow"].to_numpy(float))
+
+
+def _outlines(index: TileIndex, source: Source, part: pd.DataFrame) -> np.ndarray:
+    """(n,) polygons of the objects, working pixels, from the files of their tiles."""
+    found = np.empty(len(part), object)
+    tile, label = part["tile"].to_numpy(), part["label"].to_numpy()
+    for number in np.unique(tile):
+        of_tile = _read(index, source, int(number), ["label", "geometry"]).set_index("label")["geometry"]
+        mine = tile == number
+        found[mine] = shapely.from_wkb(of_tile.loc[label[mine]].to_numpy(dtype=object))
+    return found
 
 
 def _method(index: TileIndex, source: Source) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg import merging
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import read_json, write_json
 from istseg.artifacts.labels import TileLabels, describe
@@ -105,6 +108,18 @@ def test_the_tiling_does_not_matter(painting, merged, tmp_path, per_side):
     assert all(s["conflict_pixels"] == 0 for s in record["segmentations"].values())
     method = record["segmentations"]["istseg"]["method"]
     assert (method["seconds"], method["finishing_seconds"]) == (1.5 * record["n_tiles"], 0.25 * record["n_tiles"])
+
+
+def test_outlines_held_a_few_at_a_time_give_the_same_cells(painting, merged, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "OUTLINES", 7)
+    paths = prepare(tmp_path, painting, 2)
+    merge.run(**paths)
+    for file in ("istseg.cells.parquet", "teacher.cells.parquet", "nuclei.parquet"):
+        cells = cells_file.read(merged / file)
+        assert len(cells) > 14 and cells_file.read(paths["out"] / file).equals(cells), file
+        boxes = [json.loads(pq.read_schema(folder / file).metadata[b"geo"])["columns"]["geometry"]["bbox"] for folder in (merged, paths["out"])]
+        assert boxes[0] == boxes[1]
+    assert {p.name for p in paths["out"].iterdir()} == {p.name for p in merged.iterdir()}
 
 
 def test_numbers_follow_the_centroid(painting, merged):

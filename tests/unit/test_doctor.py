@@ -78,7 +78,20 @@ def test_programs_that_are_not_there_are_a_note_and_ps_is_a_fault(tmp_path, monk
     checks = found(programs=tmp_path)
     assert checks["ps"].state == BAD
     assert checks["java"].state == NOTE
-    assert "needed for --compare only" in checks["comparator proseg"].found
+
+
+def test_comparators_are_optional_and_it_is_told_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = found(programs=tmp_path)
+    for name, advice in (("proseg", "bin/setup_comparators proseg"), ("comseg", "bin/setup_comparators comseg"), ("baysor", "Nothing here installs it")):
+        check = checks[f"comparator {name}"]
+        assert check.state == OK and f"optional, for --compare {name} only" in check.found
+        assert advice in check.advice
+    for path in ("proseg/bin/proseg", "baysor"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch(mode=0o755)
+    checks = found(programs=tmp_path)
+    assert checks["comparator proseg"].advice == "" and "--baysor" in checks["comparator baysor"].found
 
 
 @pytest.mark.parametrize(("least", "code"), [(0, 0), (1e9, 1)])

@@ -5,12 +5,16 @@ Ours, the teacher's, the vendor's and every comparator's cells enter `assign` an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import shapely
 
 from istseg.artifacts.files import whole
@@ -46,6 +50,37 @@ def write(path: str | Path, cells: gpd.GeoDataFrame) -> None:
         raise ValueError("cell ids are not unique")
     with whole(path) as part:
         cells[CELL_COLUMNS].to_parquet(part, index=False)
+
+
+def write_parts(path: str | Path, parts: Iterable[gpd.GeoDataFrame]) -> None:
+    """Write cells that come in parts, of which one is held at a time; one part gives the file that `write` gives. Ids must be unique over all parts."""
+    import pyarrow.parquet as pq
+
+    waiting = iter(parts)
+    first, second = next(waiting), next(waiting, None)
+    if second is None:
+        write(path, first)
+        return
+    with whole(path) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        files = []
+        for number, part in enumerate(itertools.chain([first, second], waiting)):
+            files.append(Path(scratch) / f"{number}.parquet")
+            write(files[-1], part)
+        schema = _schema_of_all([pq.read_schema(file) for file in files])
+        with pq.ParquetWriter(target, schema) as writer:
+            for file in files:
+                writer.write_table(pq.read_table(file).replace_schema_metadata(schema.metadata))
+
+
+def _schema_of_all(schemas: list[pa.Schema]) -> pa.Schema:
+    """The schema of parts, whose box in the GeoParquet metadata holds the boxes of all."""
+    geo = [json.loads(schema.metadata[b"geo"]) for schema in schemas]
+    columns = [one["columns"]["geometry"] for one in geo]
+    boxes = np.array([column["bbox"] for column in columns])
+    whole_box = {"bbox": [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]}
+    types = {"geometry_types": sorted({kind for column in columns for kind in column["geometry_types"]})}
+    merged = geo[0] | {"columns": {"geometry": columns[0] | whole_box | types}}
+    return schemas[0].with_metadata(schemas[0].metadata | {b"geo": json.dumps(merged).encode()})
 
 
 def read(path: str | Path, geometry: bool = True, within: Sequence[tuple[float, float, float, float]] | None = None) -> gpd.GeoDataFrame:

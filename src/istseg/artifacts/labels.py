@@ -67,15 +67,24 @@ class TileLabels:
         """Read a folder; only the given layers when `layers` is set."""
         folder = Path(folder)
         meta = read_json(folder / "meta.json", "the meta.json of the stages teach or segment")
-        with np.load(folder / "labels.npz", allow_pickle=False) as stored:
-            wanted = meta["layer_names"] if layers is None else layers
-            missing = set(wanted) - set(stored.files)
-            if missing:
-                raise InputError(f"{folder}/labels.npz: has no layer {sorted(missing)}, only {sorted(stored.files)}.")
-            arrays = {name: stored[name] for name in wanted}
+        arrays = read_layers(folder, meta["layer_names"] if layers is None else layers)
         objects = pd.read_parquet(folder / "objects.parquet")
         objects = objects[objects["layer"].isin(arrays)]
         return cls(meta["sample"], meta["tile_id"], tuple(meta["core"]), tuple(meta["region"]), arrays, objects, meta["method"])
+
+
+def read_layers(folder: Path, layers: list[str]) -> dict[str, np.ndarray]:
+    """Label images of a folder alone.
+
+    Raises
+    ------
+    InputError
+        If it has no such layer.
+    """
+    with np.load(folder / "labels.npz", allow_pickle=False) as stored:
+        if missing := set(layers) - set(stored.files):
+            raise InputError(f"{folder}/labels.npz: has no layer {sorted(missing)}, only {sorted(stored.files)}.")
+        return {name: stored[name] for name in layers}
 
 
 def asdict_light(labels: TileLabels) -> dict[str, Any]:
