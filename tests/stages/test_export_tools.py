@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -157,8 +158,6 @@ def test_spatialdata_io_reads_the_vizgen_files(world, everything):
 
 
 def test_spatialdata_io_reads_the_cosmx_files(world, everything, tmp_path):
-    import shutil
-
     from spatialdata_io import cosmx
 
     folder = shutil.copytree(world.root / "out" / "cosmx", tmp_path / "cosmx")
@@ -280,6 +279,60 @@ def test_squidpy_reads_table_cosmx_and_vizgen(world, everything):
     edges, shape, total, n, of_genes = python(SQUIDPY, "peers", world.root / "assessed" / "counts.h5ad", out / "cosmx", out / "vizgen")
     assert edges > 2 * len(CENTRES) and shape == list(everything.shape) and total == everything.to_numpy().sum()
     assert n == len(CENTRES) and of_genes == everything[fx.GENES].to_numpy().sum()
+
+
+SEURAT = r"""
+suppressMessages(library(Seurat))
+folder <- commandArgs(trailingOnly = TRUE)
+save <- function(counts, centroids, name) {
+    write.csv(as.matrix(counts), file.path(folder[3], paste0(name, ".csv")))
+    write.csv(centroids, file.path(folder[3], paste0(name, "_centroids.csv")), row.names = FALSE)
+}
+nano <- ReadNanostring(folder[1], type = c("centroids", "segmentations"))
+save(nano$matrix, nano$centroids, "cosmx")
+write.csv(nano$segmentations, file.path(folder[3], "cosmx_outlines.csv"), row.names = FALSE)
+object <- LoadNanostring(folder[1], fov = "s1")
+vizgen <- ReadVizgen(folder[2], type = "centroids", z = 0L)
+save(vizgen$transcripts, vizgen$centroids, "vizgen")
+cat(ncol(object), length(Cells(object[["s1"]])))
+"""
+
+
+def test_seurat_reads_cosmx_and_vizgen(world, everything, tmp_path):
+    rscript = shutil.which("Rscript")
+    if (
+        not rscript
+        or subprocess.run([rscript, "-e", "quit(status = !all(sapply(c('Seurat', 'data.table'), requireNamespace)))"], capture_output=True).returncode
+    ):
+        pytest.skip("no R with Seurat (Debian, Ubuntu: apt-get install r-cran-seurat)")
+    (tmp_path / "read.R").write_text(SEURAT)
+    out = world.root / "out"
+    done = subprocess.run([rscript, tmp_path / "read.R", out / "cosmx", out / "vizgen", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counted = everything.iloc[:, 1:]  # its reader leaves out the first gene of every CosMx matrix, and cells without counts
+    names = [f"{i + 1}_1" for i in range(len(everything))]
+    held = counted.to_numpy().sum(1) > 0
+    cosmx = pd.read_csv(tmp_path / "cosmx.csv", index_col=0, keep_default_na=False).T
+    assert [str(n).removeprefix("X") for n in cosmx.index] == [n for n, there in zip(names, held, strict=True) if there]
+    assert (cosmx.to_numpy() == counted[held].to_numpy()).all() and cosmx.columns.tolist() == counted.columns.tolist()
+    assert [int(n) for n in done.stdout.split()[-2:]] == [held.sum()] * 2
+    pixel, top = 0.120280945, world.sample.height_px * fx.PIXEL_UM
+
+    def um(xy: np.ndarray) -> np.ndarray:
+        return np.column_stack([xy[:, 0] * pixel, top - xy[:, 1] * pixel]) + fx.ORIGIN_UM
+
+    centres = pd.read_csv(tmp_path / "cosmx_centroids.csv")
+    assert centres["cell"].tolist() == names
+    expected = world.cells.set_index("cell_id").loc[everything.index, ["centroid_x_um", "centroid_y_um"]].to_numpy()
+    np.testing.assert_allclose(um(centres[["x", "y"]].to_numpy()), expected, atol=0.1)
+    outlines = pd.read_csv(tmp_path / "cosmx_outlines.csv").groupby("cell", sort=False)
+    polygons = {name: shapely.Polygon(um(ring[["x", "y"]].to_numpy())) for name, ring in outlines}
+    assert (iou([polygons[n] for n in names], world.cells.geometry) > 0.99).all()
+    vizgen = pd.read_csv(tmp_path / "vizgen.csv", index_col=0, keep_default_na=False, dtype=str).T
+    written = pd.read_csv(out / "vizgen" / "cell_by_gene.csv", dtype=str).set_index("cell")
+    assert [n.removeprefix("X") for n in vizgen.index] == written.index.tolist()
+    assert (vizgen[fx.GENES].astype(float).to_numpy() == everything[fx.GENES].to_numpy()).all()
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "vizgen_centroids.csv")[["x", "y"]], expected, atol=0.1)
 
 
 NAPARI = """
