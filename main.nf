@@ -5,7 +5,8 @@
 include { CANARY ; canary_table } from './workflows/canary'
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
-include { check_params ; check_site ; help_text ; plain_params ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
+include { changed_raw ; check_params ; check_site ; help_text ; plain_params ; raw_files_of ; raw_record ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
+include { write_whole } from './workflows/files'
 include { write_manifest } from './workflows/manifest'
 include { closing_words ; failures_of ; mark_failed ; run_record ; this_run } from './workflows/summary'
 include { tasks_of } from './workflows/trace'
@@ -37,13 +38,19 @@ workflow {
             error("${(problems + wrong).size()} problem(s) found before the start, nothing was run:\n  - ${(problems + wrong).join('\n  - ')}")
         }
 
+        raw_files = rows.collectEntries { row -> [row.sample, raw_files_of(resolve(row.path, sheet.parent))] }
+        changed = workflow.resume && params.check_changed_raw ? raw_files.collectMany { name, files -> changed_raw(name, files, params.outdir) } : []
+        if (changed) {
+            error("${changed.size()} problem(s) found before the start, nothing was run:\n  - ${changed.join('\n  - ')}")
+        }
+
         // Tasks run elsewhere, so they need the whole path; containers have a program of their own.
         baysor = params.baysor ? file(params.baysor, glob: false).toString() : null
 
         // e.g. [[id: 'brain_1', platform: 'merscope', z_planes: '1-5'], /data/brain_1/region_0]
         samples = rows.collect { row ->
             def raw = resolve(row.path, sheet.parent)
-            [[id: row.sample, raw_state: state_of(raw)] + row.findAll { name, value -> !(name in ['sample', 'path', 'annotations', 'annotations_unit']) }, raw]
+            [[id: row.sample, raw_state: state_of(raw_files[row.sample])] + row.findAll { name, value -> !(name in ['sample', 'path', 'annotations', 'annotations_unit']) }, raw]
         }
         // [meta, file or [], unit or '']; no part of meta, so that new annotations make compare run again and nothing else.
         annotations = [samples, rows].transpose().collect { sample, row ->
@@ -79,6 +86,15 @@ workflow {
                 markers: params.markers ? file(params.markers, glob: false) : [],
             ],
         )
+
+        // Beside what is made from them, so that a later -resume into this folder can tell whether they changed.
+        ISTSEG.out.converted.subscribe { meta, json ->
+            if (raw_files[meta.id]) {
+                def record = raw_record(params.outdir, meta.id)
+                record.parent.mkdirs()
+                write_whole(record, groovy.json.JsonOutput.prettyPrint(groovy.json.JsonOutput.toJson([files: raw_files[meta.id]])) + '\n')
+            }
+        }
 
         // The topic ends when all tasks have ended, so the record knows all failures. It waits for preflight's file: without it there is nothing to report.
         versions = channel.topic('versions').unique().toSortedList { a, b -> a.toString() <=> b.toString() }

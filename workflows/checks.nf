@@ -105,14 +105,48 @@ def plain_params(given, schema) {
     }
 }
 
-// Changes when a file below a folder changes; Nextflow itself looks at the folder only, and would resume from stale results. Links are not followed.
-def state_of(folder) {
+// Files of a raw folder: path in it -> bytes and time of the last change; none of a folder in a cloud. Links to folders are not followed.
+def raw_files_of(folder) {
     if (folder.scheme != 'file' || !folder.isDirectory()) {
-        return ''
+        return [:]
     }
     def top = folder.toRealPath()
-    def files = java.nio.file.Files.walk(top).filter { path -> !path.isDirectory() }.map { path -> "${top.relativize(path)} ${path.size()} ${path.lastModified()}".toString() }.toList()
-    return files.toSorted().join('\n').md5()
+    def files = java.nio.file.Files.walk(top).filter { path -> !path.isDirectory() && path.exists() }.map { path -> [top.relativize(path).toString(), path] }.toList()
+    return files.toSorted { a, b -> a[0] <=> b[0] }.collectEntries { name, path -> [name, [bytes: path.size(), modified: java.time.Instant.ofEpochMilli(path.lastModified()).toString()]] }
+}
+
+// Changes when a file changes; Nextflow itself looks at the folder only, and would resume from stale results.
+def state_of(files) {
+    return files ? files.collect { name, facts -> "${name} ${facts.bytes} ${facts.modified}" }.join('\n').md5() : ''
+}
+
+def raw_record(outdir, sample) {
+    return file("${outdir}/${sample}/raw_files.json", glob: false)
+}
+
+// What changed in a raw folder since the results that lie in outdir; nothing where no such results are.
+def changed_raw(sample, files, outdir) {
+    def record = raw_record(outdir, sample)
+    if (!files || !record.exists()) {
+        return []
+    }
+    def before = new groovy.json.JsonSlurper().parse(record).files
+    def told = (before.keySet() + files.keySet()).toSorted().collectMany { name ->
+        def then = before[name]
+        def now = files[name]
+        if (!then || !now) {
+            return ["${name} is ${now ? 'new' : 'gone'}"]
+        }
+        if (then.bytes as long != now.bytes as long) {
+            return ["${name} has ${now.bytes} bytes, it had ${then.bytes}"]
+        }
+        return then.modified == now.modified ? [] : ["${name} was written to at ${now.modified}"]
+    }
+    if (!told) {
+        return []
+    }
+    def words = told.take(3).join('; ') + (told.size() > 3 ? "; and ${told.size() - 3} more" : '')
+    return ["${sample}: raw files are not those that the results in ${record.parent} were made from: ${words}. Give a new --outdir, or go on with --check_changed_raw false: the sample is then read and computed again."]
 }
 
 def check_params(given, schema) {

@@ -105,12 +105,14 @@ workflow ISTSEG {
         options.marker_pairs,
         options.markers,
     )
-    // What was assigned of each sample, once no task of ASSIGN is left: a segmentation that failed is not waited for. Sorted, so that -resume finds the task.
+    // What was assigned of each sample, as soon as all of it is there. A sample where a segmentation failed waits until no task of ASSIGN is left. Sorted, so that -resume finds the task.
+    asked = sized.combine(PREFLIGHT.out.json).map { meta, raw, json -> [meta, 1 + options.compare.count { name -> name != 'vendor' || has_vendor_cells(json, meta.id) }] }
     assigned = cells.map { values -> values.take(3) }
         .join(ASSIGN.out.transcripts, by: [0, 1])
-        .map { meta, segmentation, polygons, table -> [meta, [segmentation, polygons, table]] }
-        .groupTuple()
-        .map { meta, all -> [meta] + all.toSorted { one -> one[0] }.transpose() }
+        .combine(asked, by: 0)
+        .map { meta, segmentation, polygons, table, n -> [groupKey(meta, n as int), [segmentation, polygons, table]] }
+        .groupTuple(remainder: true)
+        .map { key, all -> [key.getGroupTarget()] + all.toSorted { one -> one[0] }.transpose() }
     COMPARE(assigned.join(CONVERT.out.sample).join(truths).filter { values -> values[1].size() > 1 || values[5] })
     assessed = ASSESS.out.folder.filter { meta, segmentation, folder -> segmentation == 'istseg' }.map { meta, segmentation, folder -> [meta, folder] }
     REGIONS(assigned.map { values -> values.take(3) }.join(TILE.out.folder).join(MERGE.out.nuclei).join(assessed).join(colours))
@@ -121,18 +123,26 @@ workflow ISTSEG {
     }
 
     preflight = PREFLIGHT.out.json
+    converted = CONVERT.out.sample
     records = CONVERT.out.sample
         .mix(TILE.out.index, thresholds, CURATE.out.counts, MERGE.out.record, ASSESS.out.folder, COMPARE.out.record, REGIONS.out.folder, trained)
         .flatMap { values -> values.last() instanceof Collection ? values.last() : [values.last()] }
 
     emit:
     preflight
+    converted
     records
 }
 
 // Sample -> what preflight measured of it.
 def sizes_of(json) {
     return new groovy.json.JsonSlurper().parse(json).samples.collectEntries { sample -> [sample.sample, sample.size] }
+}
+
+// A sample that preflight does not tell of (stub runs) has them.
+def has_vendor_cells(json, name) {
+    def told = new groovy.json.JsonSlurper().parse(json).samples.find { sample -> sample.sample == name }
+    return !told || told.vendor_cells != null
 }
 
 // One lesson from the patches of all samples that are whole.

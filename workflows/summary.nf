@@ -2,6 +2,7 @@
  * What Nextflow knows of a run: run.json for the report, and the message at the end.
  */
 include { default_of ; rules_of } from './checks'
+include { write_whole } from './files'
 include { message_of ; tasks_of } from './trace'
 
 // Processes that have a GPU for themselves where there is one: those of the label process_gpu, which the trace does not tell.
@@ -99,7 +100,7 @@ def mark_failed(names, run, outdir, failures) {
         def mark = file("${outdir}/${name}/FAILED.txt", glob: false)
         if (mine && mark.parent.exists()) {
             def told = mine.collect { failure -> "${failure.stage}: ${failure.message}" }.join('\n')
-            mark.text = "This sample failed in the run ${run.runName}, started ${run.start}. Files here that are older than that are of an earlier run.\n\n${told}\n"
+            write_whole(mark, "This sample failed in the run ${run.runName}, started ${run.start}. Files here that are older than that are of an earlier run.\n\n${told}\n")
         }
         else if (!mine && (run.success || failures)) {
             mark.delete()

@@ -48,7 +48,7 @@ NOT_OPTIONS = set(
     ]
 )
 NOT_OPTIONS |= {
-    "check_orientation", "max_cpus", "max_memory", "max_time", "task_minutes", "canary",
+    "check_orientation", "check_changed_raw", "max_cpus", "max_memory", "max_time", "task_minutes", "canary",
     "queue", "gpu_queue", "account", "qos", "gpu_type", "gpu_options", "cluster_options", "penv", "array_size",
     "aws_region", "google_project", "google_location", "azure_location", "k8s_claim", "k8s_namespace",
     "container_registry", "container_tag",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from datetime import datetime
 
 import pytest
 import yaml
@@ -144,9 +145,15 @@ def test_a_failed_sample_does_not_stop_the_others_and_resume_does_only_what_is_m
     flag = nextflow.folder / "mended"
     (nextflow.folder / "faults.config").write_text(FAULTS % {"flag": flag, "bin": ROOT / ".venv" / "bin"})
     arguments = ("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", "--compare", "none")
+    # A second name of the file of an earlier run: it keeps its text when the new one is renamed into place.
+    (nextflow.folder / "out" / "b").mkdir(parents=True)
+    (nextflow.folder / "out" / "b" / "FAILED.txt").write_text("earlier")
+    (nextflow.folder / "kept").hardlink_to(nextflow.folder / "out" / "b" / "FAILED.txt")
     run = nextflow.run(*arguments, ok=False)
 
     assert run.code != 0
+    assert (nextflow.folder / "kept").read_text() == "earlier", "FAILED.txt was not written whole"
+    assert not list((run.outdir / "b").glob(".*"))
     merged = {(row["tag"], row["attempt"]): row for row in run.trace() if row["process"] == "MERGE"}
     assert {key: row["status"] for key, row in merged.items()} == {("a", "1"): "FAILED", ("a", "2"): "COMPLETED", ("b", "1"): "FAILED", ("c", "1"): "COMPLETED"}
     assert merged["a", "2"]["memory"] != merged["a", "1"]["memory"], "a retry after 137 asks for more memory"
@@ -204,15 +211,49 @@ def test_a_new_sample_does_not_make_the_others_run_again(nextflow):
     assert {row["tag"].split(" ")[0] for row in run.trace() if row["status"] == "COMPLETED" and row["process"] not in ("PREFLIGHT", "REPORT")} == {"b"}
 
 
-def test_a_raw_file_that_changed_in_place_is_read_again(nextflow):
+def test_raw_files_that_changed_end_a_resumed_run_unless_that_is_allowed(nextflow):
     arguments = ("--input", samples(nextflow, "a"), "-stub-run", "--compare", "none", "--exports", "none")
     (raw,) = (folder for folder in nextflow.folder.iterdir() if folder.name.startswith("raw"))
     (raw / "images").mkdir()
-    (raw / "images" / "mosaic_DAPI_z0.tif").write_text("before")
+    image = raw / "images" / "mosaic_DAPI_z0.tif"
+    image.write_text("before")
     nextflow.run(*arguments)
     assert {"PREFLIGHT", "CONVERT"} <= set(tasks(nextflow.run(*arguments, "-resume"), "CACHED"))
-    (raw / "images" / "mosaic_DAPI_z0.tif").write_text("after, longer")
-    assert {"PREFLIGHT", "CONVERT", "TILE"} <= set(tasks(nextflow.run(*arguments, "-resume")))
+
+    image.write_text("after, longer")
+    (raw / "more").touch()
+    refused = nextflow.run(*arguments, "-resume", ok=False)
+    assert refused.code != 0 and "Submitted process" not in refused.text
+    assert "1 problem(s) found before the start, nothing was run" in refused.text
+    told = "images/mosaic_DAPI_z0.tif has 13 bytes, it had 6; more is new. Give a new --outdir, or go on with --check_changed_raw false"
+    assert told in refused.text
+    assert json.loads((refused.outdir / "a" / "raw_files.json").read_text())["files"]["images/mosaic_DAPI_z0.tif"]["bytes"] == 6
+
+    elsewhere = nextflow.run(*arguments, "-resume", outdir="other")
+    assert {"PREFLIGHT", "CONVERT", "TILE"} <= set(tasks(elsewhere))
+    nextflow.run(*arguments, "-resume", "--check_changed_raw", "false")
+    assert {"CONVERT", "TILE"} <= set(tasks(nextflow.run(*arguments, "-resume"), "CACHED")), "the new files are the recorded ones now"
+
+
+def test_a_sample_is_compared_as_soon_as_its_own_segmentations_are_there(nextflow):
+    """A segmentation of sample b waits until a is compared, five minutes at most; one of c fails, so c is compared without it."""
+    flag = nextflow.folder / "compared"
+    path = f"export PATH={ROOT}/.venv/bin:\\$PATH; "
+    waits = f"for i in {{1..300}}; do [ -e {flag} ] && break; sleep 1; done"
+    fault = f"""process {{
+        withName: 'ASSIGN' {{ beforeScript = {{ "{path}" + (task.tag == 'b teacher' ? '{waits}' : task.tag == 'c vendor' ? 'mkdir() {{ exit 65; }}; export -f mkdir' : '') }} }}
+        withName: 'COMPARE' {{ beforeScript = {{ "{path}" + (task.tag == 'a' ? 'touch {flag}' : '') }} }}
+    }}\n"""
+    (nextflow.folder / "faults.config").write_text(fault)
+    run = nextflow.run("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", "--exports", "none", ok=False)
+    started = {(row["process"], row["tag"]): datetime.fromisoformat(row["start"]) for row in run.trace() if row["status"] == "COMPLETED"}
+    ended = {(row["process"], row["tag"]): datetime.fromisoformat(row["complete"]) for row in run.trace() if row["status"] == "COMPLETED"}
+    last = ended["ASSIGN", "b teacher"]
+    assert started["COMPARE", "a"] < last, "sample a waited for the segmentations of b"
+    assert {("COMPARE", name) for name in "abc"} <= set(started)
+    assert {name: json.loads((run.outdir / name / "comparison.json").read_text())["segmentations"] for name in "abc"} == {
+        "a": ["istseg", "teacher", "vendor"], "b": ["istseg", "teacher", "vendor"], "c": ["istseg", "teacher"],
+    }  # fmt: skip
 
 
 def test_the_environment_must_be_that_of_the_pipeline(nextflow):
