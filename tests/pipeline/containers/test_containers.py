@@ -91,3 +91,16 @@ def test_the_pipeline_in_podman_gives_the_same_cells(nextflow):
     assert [run["container_engine"] for run in said] == ["podman", None]
     assert {name for resource in said[0]["resources"] for name in resource["containers"]} == {IMAGE}
     assert not any(resource["containers"] for resource in said[1]["resources"])
+
+
+def test_comparators_in_podman(nextflow):
+    """Foreign programs from images of their own."""
+    for name in ("proseg", "comseg"):
+        if podman("image", "exists", f"localhost/istseg-{name}:{__version__}").returncode:
+            pytest.skip(f"there is no image istseg-{name}; build it: containers/{name}/Dockerfile")
+    run = nextflow.run("-profile", "test,podman,offline", "--compare", "proseg,comseg", *SMALL, timeout=2000)
+    used = {row["process"].split(":")[-1]: row["container"] for row in run.trace()}
+    assert used["PROSEG"] == f"localhost/istseg-proseg:{__version__}"
+    assert used["COMSEG"] == f"localhost/istseg-comseg:{__version__}"
+    for name in ("proseg", "comseg"):
+        assert {f"{sample}/{name}/counts.h5ad" for sample in ("demo_merscope", "demo_cosmx")} <= run.files(), run.text
