@@ -241,7 +241,9 @@ def test_a_sample_is_compared_as_soon_as_its_own_segmentations_are_there(nextflo
     path = f"export PATH={ROOT}/.venv/bin:\\$PATH; "
     waits = f"for i in {{1..300}}; do [ -e {flag} ] && break; sleep 1; done"
     fault = f"""process {{
-        withName: 'ASSIGN' {{ beforeScript = {{ "{path}" + (task.tag == 'b teacher' ? '{waits}' : task.tag == 'c vendor' ? 'mkdir() {{ exit 65; }}; export -f mkdir' : '') }} }}
+        withName: 'ASSIGN' {{ beforeScript = {{
+            "{path}" + (task.tag == 'b teacher' ? '{waits}' : task.tag == 'c vendor' ? 'mkdir() {{ exit 65; }}; export -f mkdir' : '')
+        }} }}
         withName: 'COMPARE' {{ beforeScript = {{ "{path}" + (task.tag == 'a' ? 'touch {flag}' : '') }} }}
     }}\n"""
     (nextflow.folder / "faults.config").write_text(fault)
