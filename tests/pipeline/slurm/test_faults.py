@@ -1,18 +1,23 @@
-"""What befalls jobs of a real SLURM: memory, time limits, lost nodes, scancel. Only when asked for (`make test-slurm`)."""
+"""What befalls jobs of a real SLURM: memory, time limits, lost nodes, scancel, a Nextflow that is killed. Only when asked for (`make test-slurm`)."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from one_node import SITE, Cluster, wait
+from one_node import SITE, Cluster, run_on, wait
 
 from conftest import ROOT, Nextflow
+from istseg import __version__
 
+IMAGE = f"localhost/istseg-core:{__version__}"
+CELLS = [f"{sample}/istseg.cells.parquet" for sample in ("demo_merscope", "demo_cosmx")]
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
@@ -112,3 +117,43 @@ def test_a_job_whose_node_is_lost_is_tried_again(nextflow, slurm):
     assert (first["exit"], second["exit"]) == (None, 0)
     # It cannot be told from a job that SLURM ended as a whole, for memory or time.
     assert (2 * first["memory"], 2 * first["time"]) == (second["memory"], second["time"])
+
+
+def test_nextflow_that_is_killed_goes_on_to_the_cells_of_a_local_run(nextflow, slurm):
+    """Its jobs live on meanwhile, in folders that the second run does not use. The local run puts one tile into a task, the one on SLURM two."""
+    small = ("--exports", "none", "--umap_cells", 0)
+    (nextflow.folder / "site.config").write_text(SITE)
+    log = nextflow.folder / "killed.txt"
+    command = [nextflow.executable, "run", ROOT, "--outdir", "cluster", "-c", "site.config", "-profile", "test,slurm", *map(str, small)]
+    with open(log, "w") as stream:
+        options = {"cwd": nextflow.folder, "env": {**os.environ, **slurm.env, "NXF_ANSI_LOG": "false"}, "start_new_session": True}
+        started = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, **options)
+        try:
+            wait(lambda: "SEGMENT" in log.read_text() or started.poll() is not None, "no segment task", 900)
+            wait(slurm.running, "nothing runs")
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL, log.read_text()
+    assert slurm.running(), "killed while jobs were running"
+    assert not (nextflow.folder / "cluster" / "report.html").exists()
+
+    again, jobs = run_on(slurm, nextflow, "-profile", "test,slurm", *small, "-resume", outdir="cluster", timeout=1700)
+    assert any(row["status"] == "CACHED" for row in again.trace()), "what had ended is not done again"
+    assert again.record()["failures"] == []
+    local = nextflow.run("-profile", "test", *small, "--tiles_per_task", 1, outdir="local", timeout=1700)
+    of_slurm, of_local = ([row for row in run.trace() if row["process"] == "SEGMENT"] for run in (again, local))
+    assert 0 < len(of_slurm) < len(of_local)
+    for name in CELLS:
+        assert (again.outdir / name).read_bytes() == (local.outdir / name).read_bytes(), name
+
+
+def test_canary_in_podman_on_slurm(nextflow, slurm):
+    if shutil.which("podman") is None:
+        pytest.skip("there is no podman")
+    if subprocess.run(["podman", "image", "exists", IMAGE]).returncode:
+        pytest.skip(f"there is no image {IMAGE}; build it: docs/sites.md, Containers")
+    run, jobs = run_on(slurm, nextflow, "-profile", "slurm,podman,canary,offline")
+    assert "All well: the pipeline can run here." in run.text
+    assert "NOT OK" not in run.text
+    assert len(jobs) == 8, "seven checks, one of them twice"
+    assert {row["container"] for row in run.trace()} == {IMAGE}
