@@ -247,7 +247,9 @@ def test_a_sample_is_compared_as_soon_as_its_own_segmentations_are_there(nextflo
         withName: 'COMPARE' {{ beforeScript = {{ "{path}" + (task.tag == 'a' ? 'touch {flag}' : '') }} }}
     }}\n"""
     (nextflow.folder / "faults.config").write_text(fault)
-    run = nextflow.run("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", "--exports", "none", ok=False)
+    # Little for each task: the one that waits must leave room for the others.
+    small = ("--max_cpus", 1, "--max_memory", "1.GB", "--exports", "none")
+    run = nextflow.run("-c", "faults.config", "--input", samples(nextflow, "a", "b", "c"), "-stub-run", *small, ok=False, timeout=600)
     started = {(row["process"], row["tag"]): datetime.fromisoformat(row["start"]) for row in run.trace() if row["status"] == "COMPLETED"}
     ended = {(row["process"], row["tag"]): datetime.fromisoformat(row["complete"]) for row in run.trace() if row["status"] == "COMPLETED"}
     last = ended["ASSIGN", "b teacher"]
