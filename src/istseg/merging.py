@@ -4,7 +4,7 @@ Every object is taken from the tile that owns it. Objects are numbered by the pl
 two tiles' objects claim one pixel (possible only for objects larger than the halo) the smaller number has it; this is counted.
 
 Of all objects only a row of numbers is held at once. Label images are painted tile by tile in rows of chunks, and outlines are read again from their
-tiles, some thousand at a time, so memory hardly grows with the sample.
+tiles, some thousand at a time, so memory grows by a row of numbers for each cell only.
 """
 
 from __future__ import annotations
