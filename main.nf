@@ -5,8 +5,8 @@
 include { CANARY ; canary_table } from './workflows/canary'
 include { ISTSEG } from './workflows/istseg'
 include { REPORT } from './modules/report/main'
-include { changed_raw ; check_params ; check_site ; help_text ; plain_params ; raw_files_of ; raw_record ; read_samplesheet ; read_schema ; resolve ; state_of } from './workflows/checks'
-include { write_whole } from './workflows/files'
+include { changed_raw ; check_params ; check_site ; help_text ; plain_params ; raw_files_of ; raw_record ; read_samplesheet ; read_schema ; refuse ; resolve ; state_of } from './workflows/checks'
+include { pretty ; write_whole } from './workflows/files'
 include { write_manifest } from './workflows/manifest'
 include { closing_words ; failures_of ; mark_failed ; run_record ; this_run } from './workflows/summary'
 include { tasks_of } from './workflows/trace'
@@ -19,10 +19,7 @@ workflow {
         println(help_text(schema))
     }
     else if (params.canary) {
-        wrong_site = check_site(plain_params(params, schema))
-        if (wrong_site) {
-            error("${wrong_site.size()} problem(s) found before the start, nothing was run:\n  - ${wrong_site.join('\n  - ')}")
-        }
+        refuse(check_site(plain_params(params, schema)))
         CANARY()
         canary_trace = file(nextflow.Global.session.config.trace.file, glob: false)
         workflow.onComplete = {
@@ -34,15 +31,10 @@ workflow {
         problems = params.validate_params ? check_params(settings, schema) : []
         sheet = params.input ? file(params.input, glob: false) : null
         (rows, wrong) = sheet && sheet.exists() && !sheet.isDirectory() ? read_samplesheet(sheet, read_schema(file("${projectDir}/assets/schema_input.json"))) : [[], []]
-        if (problems || wrong) {
-            error("${(problems + wrong).size()} problem(s) found before the start, nothing was run:\n  - ${(problems + wrong).join('\n  - ')}")
-        }
+        refuse(problems + wrong)
 
         raw_files = rows.collectEntries { row -> [row.sample, raw_files_of(resolve(row.path, sheet.parent))] }
-        changed = workflow.resume && params.check_changed_raw ? raw_files.collectMany { name, files -> changed_raw(name, files, params.outdir) } : []
-        if (changed) {
-            error("${changed.size()} problem(s) found before the start, nothing was run:\n  - ${changed.join('\n  - ')}")
-        }
+        refuse(workflow.resume && params.check_changed_raw ? raw_files.collectMany { name, files -> changed_raw(name, files, params.outdir) } : [])
 
         // Tasks run elsewhere, so they need the whole path; containers have a program of their own.
         baysor = params.baysor ? file(params.baysor, glob: false).toString() : null
@@ -92,7 +84,7 @@ workflow {
             if (raw_files[meta.id]) {
                 def record = raw_record(params.outdir, meta.id)
                 record.parent.mkdirs()
-                write_whole(record, groovy.json.JsonOutput.prettyPrint(groovy.json.JsonOutput.toJson([files: raw_files[meta.id]])) + '\n')
+                write_whole(record, pretty([files: raw_files[meta.id]]))
             }
         }
 

@@ -105,6 +105,13 @@ def plain_params(given, schema) {
     }
 }
 
+// Ends the run with all that is wrong; goes on where nothing is.
+def refuse(problems) {
+    if (problems) {
+        error("${problems.size()} problem(s) found before the start, nothing was run:\n  - ${problems.join('\n  - ')}")
+    }
+}
+
 // Files of a raw folder: path in it -> bytes and time of the last change; none of a folder in a cloud. Links to folders are not followed.
 def raw_files_of(folder) {
     if (folder.scheme != 'file' || !folder.isDirectory()) {

@@ -8,3 +8,7 @@ def write_whole(path, text) {
     part.setText(text, 'UTF-8')
     java.nio.file.Files.move(part, path, java.nio.file.StandardCopyOption.REPLACE_EXISTING)
 }
+
+def pretty(value) {
+    return groovy.json.JsonOutput.prettyPrint(groovy.json.JsonOutput.toJson(value)) + '\n'
+}

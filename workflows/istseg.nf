@@ -106,7 +106,7 @@ workflow ISTSEG {
         options.markers,
     )
     // What was assigned of each sample, as soon as all of it is there. A sample where a segmentation failed waits until no task of ASSIGN is left. Sorted, so that -resume finds the task.
-    asked = sized.combine(PREFLIGHT.out.json).map { meta, raw, json -> [meta, 1 + options.compare.count { name -> name != 'vendor' || has_vendor_cells(json, meta.id) }] }
+    asked = sized.combine(PREFLIGHT.out.json.map { json -> with_vendor_cells(json) }).map { meta, raw, has -> [meta, 1 + options.compare.count { name -> name != 'vendor' || has.getOrDefault(meta.id, true) }] }
     assigned = cells.map { values -> values.take(3) }
         .join(ASSIGN.out.transcripts, by: [0, 1])
         .combine(asked, by: 0)
@@ -140,9 +140,8 @@ def sizes_of(json) {
 }
 
 // A sample that preflight does not tell of (stub runs) has them.
-def has_vendor_cells(json, name) {
-    def told = new groovy.json.JsonSlurper().parse(json).samples.find { sample -> sample.sample == name }
-    return !told || told.vendor_cells != null
+def with_vendor_cells(json) {
+    return new groovy.json.JsonSlurper().parse(json).samples.collectEntries { sample -> [sample.sample, sample.vendor_cells != null] }
 }
 
 // One lesson from the patches of all samples that are whole.

@@ -2,7 +2,7 @@
  * What a run leaves behind so that others can take its results up: outputs.json (what each file is), checksums.sha256, the run as an RO-Crate, its parameters and versions.
  * Written when everything is published; of the files of an output folder those that assets/outputs.json knows are listed.
  */
-include { write_whole } from './files'
+include { pretty ; write_whole } from './files'
 
 // Kinds of results with the regular expression of their paths; those of one segmentation last, because `<sample>/<segmentation>/` stands for many folders.
 def kinds_of(outputs) {
@@ -52,10 +52,6 @@ def described(relative, kinds) {
     match.matches()
     def named = ['sample', 'segmentation'].findAll { name -> kind.path.contains("<${name}>") }.collectEntries { name -> [name, match.group(name)] }
     return [path: relative, what: kind.what.replaceAll(/\[(.+?)\]\(.+?\)/, '$1').replaceAll(/[*`]/, ''), stage: kind.stage] + named
-}
-
-def pretty(value) {
-    return groovy.json.JsonOutput.prettyPrint(groovy.json.JsonOutput.toJson(value)) + '\n'
 }
 
 // Stores (.zarr) are one result of many files: their checksum is that of the lines of their files in checksums.sha256.

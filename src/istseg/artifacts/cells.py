@@ -5,9 +5,7 @@ Ours, the teacher's, the vendor's and every comparator's cells enter `assign` an
 
 from __future__ import annotations
 
-import itertools
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
-from istseg.artifacts.files import whole
+from istseg.artifacts.files import scratch, whole
 from istseg.errors import InputError
 
 CELL_COLUMNS = ["cell_id", "label", "area_um2", "centroid_x_um", "centroid_y_um", "mean_flow", "geometry"]
@@ -56,16 +54,14 @@ def write_parts(path: str | Path, parts: Iterable[gpd.GeoDataFrame]) -> None:
     """Write cells that come in parts, of which one is held at a time; one part gives the file that `write` gives. Ids must be unique over all parts."""
     import pyarrow.parquet as pq
 
-    waiting = iter(parts)
-    first, second = next(waiting), next(waiting, None)
-    if second is None:
-        write(path, first)
-        return
-    with whole(path) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with whole(path) as target, scratch(Path(path).with_suffix(".parts")) as folder:
         files = []
-        for number, part in enumerate(itertools.chain([first, second], waiting)):
-            files.append(Path(scratch) / f"{number}.parquet")
+        for number, part in enumerate(parts):
+            files.append(folder / f"{number}.parquet")
             write(files[-1], part)
+        if len(files) == 1:
+            files[0].rename(target)
+            return
         schema = _schema_of_all([pq.read_schema(file) for file in files])
         with pq.ParquetWriter(target, schema) as writer:
             for file in files:

@@ -17,16 +17,8 @@ from istseg.errors import DiskFullError, InputError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path (file or folder) to write to; rename it to `path` when the block ends well, remove it otherwise.
-
-    What a process that was killed left of the same path is removed.
-
-    Raises
-    ------
-    DiskFullError
-        If the disk is full while the block writes; libraries raise much that names no file, or the wrong one.
-    """
+def scratch(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path (file or folder) beside `path`, removed when the block ends, and what a process that was killed left of the same path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
@@ -34,20 +26,35 @@ def whole(path: str | Path) -> Iterator[Path]:
     _remove_leftovers(path)
     try:
         yield temporary
-        if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, DiskFullError) as error:
-        if not _is_disk_full(error):
-            raise
-        _remove(temporary)
-        free = shutil.disk_usage(path.parent).free
-        raise DiskFullError(
-            f"{path}: cannot be written: No space left on device ({free / 1e6:.1f} MB are free after what was begun is removed), or no quota. "
-            "Make room or use another folder, and run it again: nothing half is left."
-        ) from None
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path (`scratch`) to write to; rename it to `path` when the block ends well.
+
+    Raises
+    ------
+    DiskFullError
+        If the disk is full while the block writes; libraries raise much that names no file, or the wrong one.
+    """
+    path = Path(path)
+    with scratch(path) as temporary:
+        try:
+            yield temporary
+            if path.is_dir():
+                _remove(path)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError, DiskFullError) as error:
+            if not _is_disk_full(error):
+                raise
+            _remove(temporary)
+            free = shutil.disk_usage(path.parent).free
+            raise DiskFullError(
+                f"{path}: cannot be written: No space left on device ({free / 1e6:.1f} MB are free after what was begun is removed), or no quota. "
+                "Make room or use another folder, and run it again: nothing half is left."
+            ) from None
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

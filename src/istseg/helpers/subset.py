@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import shapely
 import tifffile
 
 from istseg import region as regions
@@ -100,12 +99,8 @@ def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
     manifest = {"microns_per_pixel": facts.pixel_size_um, **size, "bbox_microns": [*corner_um.tolist(), *far_um.tolist()]}
     (out / "images" / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
-    def inside(table: pa.Table) -> pa.Table:
-        xy = np.column_stack([pc.cast(table[name], pa.float64()).to_numpy() for name in ("global_x", "global_y")])
-        return table.filter(pa.array(((xy >= corner_um) & (xy < far_um)).all(axis=1)))
-
     source = facts.tables[0]
-    cut_rows.copy(source, out / source.name, inside)
+    cut_rows.copy(source, out / source.name, lambda table: cut_rows.within(table, ("global_x", "global_y"), corner_um, far_um))
     cells = _merscope_cells(reader, out, corner_um, far_um)
     for name in ("cell_metadata.csv", "cell_by_gene.csv"):
         if cells is not None and (reader.region / name).exists():
@@ -128,9 +123,7 @@ def _merscope_cells(reader: MerscopeSample, out: Path, low: np.ndarray, high: np
     source = reader.facts.cells_from and reader.region / reader.facts.cells_from
     if not source:
         return None
-    ids, polygons, _ = reader.vendor_cells(None)
-    middle = shapely.get_coordinates(shapely.centroid(np.array(polygons, object))) if polygons else np.empty((0, 2))
-    kept = {name for name, xy in zip(ids, middle, strict=True) if (xy >= low).all() and (xy < high).all()}
+    kept = set(cut_rows.cells_within(reader, low, high))
     if source.is_dir():
         import h5py
 

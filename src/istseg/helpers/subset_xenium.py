@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import shapely
 import tifffile
 
 from istseg.helpers import cut_rows
@@ -37,28 +36,14 @@ def cut(reader: XeniumSample, low: np.ndarray, high: np.ndarray, out: Path) -> N
         target.parent.mkdir(exist_ok=True)
         _image(info, target, low, high)
 
-    def inside(table: pa.Table) -> pa.Table:
-        xy = np.column_stack([pc.cast(table[name], pa.float64()).to_numpy() for name in ("x_location", "y_location")])
-        return _shifted(table.filter(pa.array(((xy >= low_um) & (xy < high_um)).all(axis=1))), low_um)
-
     for name in TRANSCRIPT_FILES:
         if (root / name).exists():
-            cut_rows.copy(root / name, out / name, inside)
-    kept = _cells(reader, low_um, high_um)
+            cut_rows.copy(root / name, out / name, lambda table: _shifted(cut_rows.within(table, ("x_location", "y_location"), low_um, high_um), low_um))
+    kept = None if reader.facts.cells_from is None else pa.array(cut_rows.cells_within(reader, low_um, high_um), pa.string())
     for name in _TABLES:
         if kept is not None and (root / name).exists():
             cut_rows.copy(root / name, out / name, lambda table: _shifted(table.filter(pc.is_in(pc.cast(table["cell_id"], pa.string()), kept)), low_um))
     _experiment(reader, low_um, high_um, kept, out)
-
-
-def _cells(reader: XeniumSample, low: np.ndarray, high: np.ndarray) -> pa.Array | None:
-    """Ids of the cells whose middle lies in the part; None without vendor cells."""
-    if reader.facts.cells_from is None:
-        return None
-    ids, polygons, _ = reader.vendor_cells(None)
-    middle = shapely.get_coordinates(shapely.centroid(np.array(polygons, object))) if polygons else np.empty((0, 2))
-    inside = ((middle >= low) & (middle < high)).all(axis=1)
-    return pa.array([name for name, there in zip(ids, inside, strict=True) if there], pa.string())
 
 
 def _shifted(table: pa.Table, by: np.ndarray) -> pa.Table:
