@@ -79,8 +79,10 @@ def test_golden_gradients_of_the_published_package(golden):
     model.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
     model.train()
     stains = torch.tensor(np.concatenate([io["k3_dapi"], io["k3_cellbound"]], 1))
-    sums = loss_sums(model(stains, torch.tensor(io["k3_rna"])), *golden_targets(golden))
-    sums.loss.backward()
+    # torch's own convolutions: those of oneDNN round by the kind of CPU, and on some the gradient of the narrowest bias leaves the bound, as float64 does.
+    with torch.backends.mkldnn.flags(enabled=False):
+        sums = loss_sums(model(stains, torch.tensor(io["k3_rna"])), *golden_targets(golden))
+        sums.loss.backward()
     assert sums.loss.item() == pytest.approx(float(golden["loss"]), rel=1e-5)
     parameters = dict(model.named_parameters())
     wanted = dict(zip(golden["grad_norm_names"].tolist(), golden["grad_norms"].tolist(), strict=True))
