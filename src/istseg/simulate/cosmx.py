@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,12 @@ import pyarrow.parquet as pq
 
 from istseg.grid import Box
 from istseg.simulate import cosmx_images, cosmx_tables, truth, work
-from istseg.simulate.molecules import N_CONTROLS
+from istseg.simulate.cosmx_slide import PIXEL, Slide
 from istseg.simulate.optics import covering
-from istseg.simulate.panel import GENES
 from istseg.simulate.randomness import generator
 from istseg.simulate.recipe import Recipe
 from istseg.simulate.seeds import PIXEL_UM, blocks_of
 
-PIXEL = {"A": 0.18, "B": 0.120280945, "C": 0.120280945}
-"""µm."""
 REAL_FRAME = {"A": (3648, 5472), "B": (4256, 4256), "C": (4256, 4256)}
 SMALL_FRAME = {"A": (500, 600), "B": (750, 750), "C": (750, 750)}
 """(height, width) of a field of view in pixels; the small ones keep small samples in several fields."""
@@ -31,54 +27,10 @@ _GAP_PX = 5.22
 _OUTSIDE_PX = 2.0
 _Z_LEVELS = 9
 _WORTH_PX = 8_000_000
-CONTROL_NAMES = {
-    "A": [f"NegPrb{i + 1}" for i in range(N_CONTROLS)],
-    "B": [*(f"Negative{i + 1}" for i in range(N_CONTROLS // 2)), *(f"SystemControl{i + 1}" for i in range(N_CONTROLS - N_CONTROLS // 2))],
-}
-CONTROL_NAMES["C"] = CONTROL_NAMES["B"]
 MARKER_STAINS = ("Membrane", "PanCK", "CD45", "CD68")
 """Fill the five pages of a morphology image when fewer stains are asked for."""
 COSMX_NAMES = {"Cellbound1": "Membrane", "Cellbound2": "CD298", "PolyT": "rRNA"}
 """What shows the same on this instrument as stains of MERSCOPE."""
-
-
-@dataclass(frozen=True)
-class Slide:
-    """A slide to write.
-
-    Attributes
-    ----------
-    frame
-        (height, width) of a field of view (FOV) in pixels.
-    corners
-        FOV i + 1 → (y, x) of its upper left corner in mosaic pixels, not whole numbers.
-    """
-
-    recipe: Recipe
-    folder: Path
-    parts: Path
-    generation: str
-    name: str
-    frame: tuple[int, int]
-    corners: tuple[tuple[float, float], ...]
-
-    @property
-    def pixel_um(self) -> float:
-        """Side of a pixel."""
-        return PIXEL[self.generation]
-
-    @cached_property
-    def targets(self) -> list[str]:
-        """Names of genes and controls."""
-        return [*GENES, *CONTROL_NAMES[self.generation]]
-
-    def place(self, fov: int) -> tuple[float, float]:
-        """Position (x, y) of a FOV in the instrument's global pixels, in which y grows upwards.
-
-        It is that of the lower left corner in generation A, of the upper left corner in B and C.
-        """
-        y, x = self.corners[fov - 1]
-        return 494.444 + x, (-160233.333 - y - self.frame[0]) if self.generation == "A" else (92340.5 - y)
 
 
 def write(recipe: Recipe, raw: Path, truth_folder: Path, generation: str) -> dict[str, object]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
 
+from istseg.simulate.cosmx_slide import Slide
 from istseg.simulate.optics import NUCLEUS_STAIN
 from istseg.simulate.tissue import edges_of
-
-if TYPE_CHECKING:
-    from istseg.simulate.cosmx import Slide
 
 _PIECE = 1024
 _CHANNELS = "BGYRU"

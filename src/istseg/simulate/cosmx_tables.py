@@ -7,15 +7,13 @@ import gzip
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
 from istseg.artifacts.labels import outlines_of
-
-if TYPE_CHECKING:
-    from istseg.simulate.cosmx import Slide
+from istseg.simulate.cosmx_slide import Slide
 
 _COMPARTMENTS = np.array(["0", "Nuclear", "Cytoplasm", "Membrane"])
 _MM = 0.000120280945  # mm per pixel with which generation B turns positions into pixels
