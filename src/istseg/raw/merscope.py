@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
-from istseg.raw import focus, tables, tiffs
+from istseg.raw import focus, mosaics, tables, tiffs
 from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files, wanted_planes
 
 NUCLEUS = r"dapi|dna|hoechst"
@@ -139,21 +139,7 @@ class MerscopeSample(RawSample):
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """See `RawSample.strips`."""
-        facts = self.facts
-        readers = [[tiffs.PageReader(self._pages[c.name, z]) for z in c.planes] for c in facts.channels]
-        try:
-            buffer = np.empty((len(readers), min(rows, facts.height_px), facts.width_px), np.uint16)
-            for y0 in range(0, facts.height_px, rows):
-                y1 = min(y0 + rows, facts.height_px)
-                strip = buffer[:, : y1 - y0]
-                for target, planes in zip(strip, readers, strict=True):
-                    target[:] = planes[0].rows(y0, y1)
-                    for reader in planes[1:]:
-                        np.maximum(target, reader.rows(y0, y1), out=target)
-                yield strip
-        finally:
-            for reader in (r for planes in readers for r in planes):
-                reader.close()
+        return mosaics.strips([[self._pages[c.name, z] for z in c.planes] for c in self.facts.channels], rows)
 
     def transcripts(self) -> Iterator[pa.Table]:
         """See `RawSample.transcripts`."""
