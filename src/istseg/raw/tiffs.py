@@ -24,7 +24,9 @@ _MAX_RATIO = {1: 1, 5: 3000, 7: 2000, 8: 1100, 32773: 128, 32946: 1100}
 """Compression → how many times its bytes a strip can hold at most; codecs that are not named: `_MAX_RATIO_OTHER`."""
 _MAX_RATIO_OTHER = 50_000
 _AHEAD_BYTES = 16 << 20
-"""Of a page, asked for before they are read: the disk works while the rows before are packed."""
+"""Of a page, that the disk is asked for before they are read: memory for them is the system's, and there may be many pages."""
+_ADVICE_BYTES = 1 << 17
+"""Linux takes no more of one piece of advice than its own read-ahead, which is this much unless it was set."""
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error)
 """What the libraries raise on damaged pictures."""
 
@@ -152,7 +154,7 @@ class PageReader:
         self.close()
 
     def rows(self, y0: int, y1: int, out: np.ndarray | None = None) -> np.ndarray:
-        """(y1 − y0, width); into `out`, whose rows lie side by side, where it is given. The disk is asked for the rows below meanwhile."""
+        """(y1 − y0, width); into `out`, whose rows lie side by side, where it is given."""
         if out is None:
             out = np.empty((y1 - y0, self.shape[1]), self.info.dtype)
         if self.plain:
@@ -165,6 +167,14 @@ class PageReader:
             lo, hi = max(y0, top), min(y1, top + step)
             out[lo - y0 : hi - y0] = pixels[lo - top : hi - top]
         return out
+
+    def expect(self, y0: int, y1: int) -> None:
+        """Let the disk bring rows (no more than there are) while other work is done; `rows` will want them."""
+        if self.plain and y0 < min(y1, self.shape[0]):
+            row = self.shape[1] * self._page.dtype.itemsize
+            start, size = self._page.dataoffsets[0] + y0 * row, min((y1 - y0) * row, _AHEAD_BYTES)
+            for at in range(start, start + size, _ADVICE_BYTES):
+                os.posix_fadvise(self._tif.filehandle.fileno(), at, _ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
 
     def block(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """(y1 − y0, x1 − x0); decodes no more than it must."""
@@ -188,7 +198,6 @@ class PageReader:
             if not got:
                 raise self._damaged(y0, y1, ValueError("the file ends"))
             at += got
-        os.posix_fadvise(file, start + at, min(at, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
         if not dtype.isnative:
             stored.byteswap(inplace=True)
         if not direct:
