@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -207,12 +206,13 @@ class _Fields:
 
     def add(self, fov: pa.ChunkedArray, x: pa.ChunkedArray, y: pa.ChunkedArray) -> None:
         """Take a block of rows."""
-        table = pd.DataFrame({"fov": fov.to_pandas(), "x": x.to_numpy(), "y": y.to_numpy()})
-        extent = table.groupby("fov", sort=False).agg(x0=("x", "min"), y0=("y", "min"), x1=("x", "max"), y1=("y", "max"), n=("x", "size"))
-        for name, *box, n in extent.itertuples():
-            box = np.array(box) * [1, 1, -1, -1]
-            known, before = self._known.get(name, (box, 0))
-            self._known[name] = np.fmin(known, box), before + n
+        table = pa.table({"fov": fov, "x": x, "y": y}).group_by("fov", use_threads=False)
+        extent = table.aggregate([("x", "min"), ("y", "min"), ("x", "max"), ("y", "max"), ([], "count_all")])
+        boxes = np.column_stack([extent[name].to_numpy() for name in ("x_min", "y_min", "x_max", "y_max")]) * [1, 1, -1, -1]
+        for name, box, n in zip(extent["fov"].to_pylist(), boxes, extent["count_all"].to_pylist(), strict=True):
+            if name is not None:
+                known, before = self._known.get(name, (box, 0))
+                self._known[name] = np.fmin(known, box), before + n
 
     def boxes(self, micron_to_pixel: np.ndarray) -> dict[str, list[int]]:
         """Field → [y0, x0, y1, x1] in mosaic pixels; of fields with few transcripts the extent says little, they are left out."""
