@@ -198,7 +198,7 @@ def _in_parts(raw: pa.NativeFile, ends: list[int], columns: dict[str, pa.DataTyp
                 yield from pending.popleft().result()
         except pa.ArrowException:
             # The message of a part counts its rows from its own beginning.
-            for _ in _tables(raw, columns):
+            for _ in _tables(raw.get_stream(0, ends[-1]), columns):
                 pass
             raise
         finally:
