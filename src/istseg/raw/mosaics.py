@@ -41,7 +41,7 @@ def strips(stacks: list[list[PageInfo]], rows: int) -> Iterator[np.ndarray]:
                 for piece in list(pieces):
                     piece.result()
                 for reader in (r for planes in readers for r in planes):
-                    reader.expect(y0 + rows, y0 + 2 * rows)
+                    threads.submit(reader.expect, y0 + rows, y0 + 2 * rows)
                 yield strip
     finally:
         for reader in (r for planes in readers for r in planes):
