@@ -7,8 +7,11 @@ encoded chunks, then (offset, length) of each in C order, uint64, all ones where
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import local
 
 import google_crc32c
 import numpy as np
@@ -22,6 +25,27 @@ CHUNK = 512
 SHARD_CHUNKS = 16
 """Side of a shard in chunks: 8192 pixels, so a channel of 1 cm² of 0.108 µm pixels takes 144 files at full resolution."""
 _EMPTY = np.uint64(2**64 - 1)
+_BLOCK_BYTES = 1 << 16
+"""Packed at a time within a chunk: it stays in the processor's nearest cache, which takes a fifth less time than Blosc's own choice."""
+_AHEAD = 4
+"""Chunks for each thread that are packed or wait to be written."""
+
+Visit = Callable[[int, int, np.ndarray], object]
+"""Called in the threads with the plane, the first column and the pixels of a chunk, before it is packed."""
+
+
+class _Space(local):
+    """Memory of a thread for one chunk: rows of a wide strip lie far apart, and what is done with a chunk reads them more than once."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(CHUNK * CHUNK * 8, np.uint8)
+
+    def chunk(self, dtype: np.dtype) -> np.ndarray:
+        """(CHUNK, CHUNK) of any values."""
+        return self._bytes[: CHUNK * CHUNK * dtype.itemsize].view(dtype).reshape(CHUNK, CHUNK)
+
+
+_SPACE = _Space()
 
 
 class ShardedWriter:
@@ -35,9 +59,11 @@ class ShardedWriter:
         Of the array; its fill value is 0.
     codec
         `zstd`, or `lz4`: twice as fast to write and to read, 6 to 8 % larger for pictures of a microscope.
+    threads
+        That pack chunks; without, as many as there are CPUs.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str, codec: str = "zstd"):
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str, codec: str = "zstd", threads: ThreadPoolExecutor | None = None):
         self._path, self._planes = Path(path), shape[0] if len(shape) == 3 else 1
         self._in_front = [()] if len(shape) == 2 else [(c,) for c in range(shape[0])]
         self.height, self.width = shape[-2:]
@@ -50,57 +76,72 @@ class ShardedWriter:
             dtype=dtype,
             chunks=(*one, CHUNK, CHUNK),
             shards=(*one, self._rows * CHUNK, self._columns * CHUNK),
-            compressors=zarr.codecs.BloscCodec(cname=codec, clevel=1, shuffle="bitshuffle", typesize=self._dtype.itemsize),
+            compressors=zarr.codecs.BloscCodec(cname=codec, clevel=1, shuffle="bitshuffle", typesize=self._dtype.itemsize, blocksize=_BLOCK_BYTES),
             fill_value=0,
             dimension_names=("c", "y", "x")[-len(shape) :],
         )
-        self._codec = Blosc(codec, 1, BITSHUFFLE, typesize=self._dtype.itemsize)
+        self._codec = Blosc(codec, 1, BITSHUFFLE, _BLOCK_BYTES, typesize=self._dtype.itemsize)
         self._indices: dict[Path, np.ndarray] = {}
-        self._threads = ThreadPoolExecutor(_n_threads())
+        self._own = None if threads else ThreadPoolExecutor(given_cpus())
+        self._threads = threads or self._own
         self.y = 0
 
-    def write(self, block: np.ndarray) -> None:
+    def write(self, block: np.ndarray, visit: Visit | None = None) -> None:
         """Append rows ([c,] h, x); all but the last ones must be `CHUNK` high (ValueError)."""
         block = block.reshape(self._planes, -1, self.width)
         height = block.shape[1]
         if self.y % CHUNK or height > CHUNK or self.y + height > self.height:
             raise ValueError(f"rows must come {CHUNK} at a time, and no more than the array has")
         row = self.y // CHUNK
-        for front, plane in zip(self._in_front, block, strict=True):
-            for column in range(-(-self.width // (self._columns * CHUNK))):
-                self._append(self._path.joinpath("c", *map(str, (*front, row // self._rows, column))), row % self._rows, plane, column)
+        waiting: list[bytes | None] = []
+        places = ((plane, x) for plane in range(self._planes) for x in range(0, self.width, CHUNK))
+        for plane, x, data in self._encoded(block, places, visit):
+            waiting.append(data)
+            column, k = divmod(x // CHUNK, self._columns)
+            if k + 1 == self._columns or x + CHUNK >= self.width:
+                shard = self._path.joinpath("c", *map(str, (*self._in_front[plane], row // self._rows, column)))
+                self._append(shard, row % self._rows, waiting)
+                waiting = []
         self.y += height
         if (row + 1) % self._rows == 0 or self.y == self.height:
             self._finish()
-        if self.y == self.height:
-            self._threads.shutdown()
+        if self._own and self.y == self.height:
+            self._own.shutdown()
 
-    def _append(self, shard: Path, row: int, plane: np.ndarray, column: int) -> None:
-        encoded = []
+    def _encoded(self, block: np.ndarray, places: Iterator[tuple[int, int]], visit: Visit | None) -> Iterator[tuple[int, int, bytes | None]]:
+        """Chunks in the order of their places; few are packed ahead, so that memory does not grow with the width."""
+        pending: deque[tuple[int, int, Future[bytes | None]]] = deque()
+        for plane, x in places:
+            pending.append((plane, x, self._threads.submit(self._encode, block[plane, :, x : x + CHUNK], plane, x, visit)))
+            if len(pending) > _AHEAD * given_cpus():
+                plane, x, done = pending.popleft()
+                yield plane, x, done.result()
+        for plane, x, done in pending:
+            yield plane, x, done.result()
+
+    def _append(self, shard: Path, row: int, chunks: list[bytes | None]) -> None:
+        if not any(chunks):
+            return
         offset = shard.stat().st_size if shard in self._indices else 0
-        index = self._indices.get(shard)
-        first = column * self._columns * CHUNK
-        chunks = (plane[:, first + k * CHUNK : first + (k + 1) * CHUNK] for k in range(self._columns))
-        for k, data in enumerate(self._threads.map(self._encode, chunks)):
-            if data is None:
-                continue
-            if index is None:
-                index = self._indices[shard] = np.full((self._rows, self._columns, 2), _EMPTY, "<u8")
-            index[row, k] = offset, len(data)
-            offset += len(data)
-            encoded.append(data)
-        if encoded:
-            shard.parent.mkdir(parents=True, exist_ok=True)
-            with open(shard, "ab") as stream:
-                stream.writelines(encoded)
+        index = self._indices.setdefault(shard, np.full((self._rows, self._columns, 2), _EMPTY, "<u8"))
+        for k, data in enumerate(chunks):
+            if data is not None:
+                index[row, k] = offset, len(data)
+                offset += len(data)
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        with open(shard, "ab") as stream:
+            stream.writelines(filter(None, chunks))
 
-    def _encode(self, pixels: np.ndarray) -> bytes | None:
+    def _encode(self, pixels: np.ndarray, plane: int, x: int, visit: Visit | None) -> bytes | None:
         """A chunk as it is stored; None where it holds only 0."""
-        if not pixels.any():
-            return None
-        if pixels.shape != (CHUNK, CHUNK):
-            pixels = np.pad(pixels, ((0, CHUNK - pixels.shape[0]), (0, CHUNK - pixels.shape[1])))
-        return self._codec.encode(np.ascontiguousarray(pixels, self._dtype))
+        chunk = _SPACE.chunk(self._dtype)
+        if pixels.shape != chunk.shape:
+            chunk[:] = 0
+        inside = chunk[: pixels.shape[0], : pixels.shape[1]]
+        inside[:] = pixels
+        if visit:
+            visit(plane, x, inside)
+        return self._codec.encode(chunk) if chunk[0, 0] or chunk.any() else None
 
     def _finish(self) -> None:
         for shard, index in self._indices.items():
@@ -108,11 +149,6 @@ class ShardedWriter:
             with open(shard, "ab") as stream:
                 stream.write(text + google_crc32c.value(text).to_bytes(4, "little"))
         self._indices = {}
-
-
-def _n_threads() -> int:
-    """16 chunks lie side by side in a shard."""
-    return min(given_cpus(), SHARD_CHUNKS)
 
 
 def most_files(shape: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from istseg.artifacts.shards import CHUNK, ShardedWriter, pyramid
+from istseg.cpus import given_cpus
 from istseg.errors import InputError
 
 IMAGE, POINTS, SHAPES = "stains", "transcripts", "vendor_cells"
@@ -47,8 +49,10 @@ class ImageWriter:
 
     def __init__(self, root: Path, names: list[str], height: int, width: int, pixel_to_micron: np.ndarray, image: str = IMAGE, dtype: str = "uint16"):
         self._root, self._names, self._affine, self._image = root, names, pixel_to_micron, image
-        shapes = enumerate(pyramid(height, width, _SMALLEST))
-        self._levels = [_Level(root / "images" / image / f"s{i}", (len(names), *shape), dtype) for i, shape in shapes]
+        self.threads = ThreadPoolExecutor(given_cpus())
+        shapes = [(len(names), *shape) for shape in pyramid(height, width, _SMALLEST)]
+        self._levels = [ShardedWriter(root / "images" / image / f"s{i}", shape, dtype, "lz4", self.threads) for i, shape in enumerate(shapes)]
+        self._waiting = [_Rows(shape, dtype) for shape in shapes[1:]]
 
     def write(self, strip: np.ndarray) -> None:
         """Append a strip (c, h, x); every strip but the last one must be `CHUNK` rows high (ValueError)."""
@@ -62,24 +66,25 @@ class ImageWriter:
         ValueError
             If rows are missing.
         """
-        for index, level in enumerate(self._levels):
-            rest = level.flush()
-            if rest is not None:
-                self._push_half(index, rest)
-        short = next((level.array for level in self._levels if level.array.y != level.array.height), None)
+        for index, rows in enumerate(self._waiting, 1):
+            if rows.n:
+                self._push(index, rows.take())
+        self.threads.shutdown()
+        short = next((level for level in self._levels if level.y != level.height), None)
         if short:
             raise ValueError(f"{short.y} of {short.height} rows were written")
         _group(self._root / "images" / self._image, self._attributes())
 
-    def _push(self, index: int, rows: np.ndarray) -> None:
-        for block in self._levels[index].add(rows):
-            self._push_half(index, block)
-
-    def _push_half(self, index: int, block: np.ndarray) -> None:
-        if index + 1 < len(self._levels):
-            half = halve(block)
-            if half.shape[1]:
-                self._push(index + 1, half)
+    def _push(self, index: int, block: np.ndarray) -> None:
+        """Write a row of chunks of a level; their halves wait for the next level until they fill a row there."""
+        if index == len(self._waiting):
+            self._levels[index].write(block)
+            return
+        rows = self._waiting[index]
+        target = rows.add(block.shape[1] // 2)
+        self._levels[index].write(block, lambda plane, x, pixels: halve(pixels, target[plane, :, x // 2 : (x + CHUNK) // 2]))
+        if rows.n == CHUNK:
+            self._push(index + 1, rows.take())
 
     def _attributes(self) -> dict[str, Any]:
         axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
@@ -115,44 +120,37 @@ def _multiscales(name: str, axes: list[dict[str, str]], n_levels: int, pixel_to_
     return {"datasets": scales, "name": name, "axes": axes, "coordinateTransformations": [{"type": "affine", "affine": affine, **frames}]}
 
 
-class _Level:
-    """One level: rows wait until they fill a row of chunks."""
+class _Rows:
+    """Rows of a level that wait until they fill a row of chunks."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str):
-        self.array = ShardedWriter(path, shape, dtype, "lz4")
-        self._waiting: list[np.ndarray] = []
+    def __init__(self, shape: tuple[int, int, int], dtype: str):
+        self._pixels = np.empty((shape[0], min(CHUNK, shape[1]), shape[2]), dtype)
+        self.n = 0
 
-    def add(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Keep rows; give the full chunk rows that were written."""
-        height = sum(r.shape[1] for r in self._waiting) + rows.shape[1]
-        if height < CHUNK:
-            # A copy: strips may share memory.
-            self._waiting.append(rows.copy())
-            return []
-        if height > CHUNK:
+    def add(self, height: int) -> np.ndarray:
+        """Place (c, height, x) for the next rows.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit.
+        """
+        if self.n + height > self._pixels.shape[1]:
             raise ValueError(f"strips must be {CHUNK} rows high and not reach across a row of chunks")
-        block = np.concatenate([*self._waiting, rows], axis=1) if self._waiting else rows
-        self._waiting = []
-        self.array.write(block)
-        return [block]
+        self.n += height
+        return self._pixels[:, self.n - height : self.n]
 
-    def flush(self) -> np.ndarray | None:
-        """Write what waits at the lower edge."""
-        if not self._waiting:
-            return None
-        block = np.concatenate(self._waiting, axis=1)
-        self._waiting = []
-        self.array.write(block)
-        return block
+    def take(self) -> np.ndarray:
+        """The rows, valid until others are added."""
+        taken, self.n = self._pixels[:, : self.n], 0
+        return taken
 
 
-def halve(block: np.ndarray) -> np.ndarray:
-    """Mean of 2 × 2 pixels, (c, y, x) → (c, y // 2, x // 2); an odd last row or column is left out."""
-    c, height, width = block.shape
-    h, w = height // 2, width // 2
-    if not h or not w:
-        return np.empty((c, h, w), block.dtype)
-    return np.stack([cv2.resize(np.ascontiguousarray(plane[: 2 * h, : 2 * w]), (w, h), interpolation=cv2.INTER_AREA) for plane in block])
+def halve(pixels: np.ndarray, target: np.ndarray) -> None:
+    """Mean of 2 × 2 pixels, (y, x) into (y // 2, x // 2); an odd last row or column is left out."""
+    height, width = target.shape
+    if height and width:
+        target[:] = cv2.resize(pixels[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
 
 
 def write_points_metadata(root: Path) -> Path:
@@ -286,4 +284,5 @@ def point_schema(genes: list[str]) -> pa.Schema:
 
 def open_part(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Writer of one part."""
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+    # Only what repeats: looking for repetitions in coordinates and numbers takes three times as long as all the rest.
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=["gene", "vendor_cell"])

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from istseg.artifacts.sample import apply_affine
 from istseg.errors import InputError
-from istseg.raw import focus, tables, tiffs
+from istseg.raw import focus, mosaics, tables, tiffs
 from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files, wanted_planes
 
 NUCLEUS = r"dapi|dna|hoechst"
@@ -139,21 +138,7 @@ class MerscopeSample(RawSample):
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """See `RawSample.strips`."""
-        facts = self.facts
-        readers = [[tiffs.PageReader(self._pages[c.name, z]) for z in c.planes] for c in facts.channels]
-        try:
-            buffer = np.empty((len(readers), min(rows, facts.height_px), facts.width_px), np.uint16)
-            for y0 in range(0, facts.height_px, rows):
-                y1 = min(y0 + rows, facts.height_px)
-                strip = buffer[:, : y1 - y0]
-                for target, planes in zip(strip, readers, strict=True):
-                    target[:] = planes[0].rows(y0, y1)
-                    for reader in planes[1:]:
-                        np.maximum(target, reader.rows(y0, y1), out=target)
-                yield strip
-        finally:
-            for reader in (r for planes in readers for r in planes):
-                reader.close()
+        return mosaics.strips([[self._pages[c.name, z] for z in c.planes] for c in self.facts.channels], rows)
 
     def transcripts(self) -> Iterator[pa.Table]:
         """See `RawSample.transcripts`."""
@@ -221,12 +206,13 @@ class _Fields:
 
     def add(self, fov: pa.ChunkedArray, x: pa.ChunkedArray, y: pa.ChunkedArray) -> None:
         """Take a block of rows."""
-        table = pd.DataFrame({"fov": fov.to_pandas(), "x": x.to_numpy(), "y": y.to_numpy()})
-        extent = table.groupby("fov", sort=False).agg(x0=("x", "min"), y0=("y", "min"), x1=("x", "max"), y1=("y", "max"), n=("x", "size"))
-        for name, *box, n in extent.itertuples():
-            box = np.array(box) * [1, 1, -1, -1]
-            known, before = self._known.get(name, (box, 0))
-            self._known[name] = np.fmin(known, box), before + n
+        table = pa.table({"fov": fov, "x": x, "y": y}).group_by("fov", use_threads=False)
+        extent = table.aggregate([("x", "min"), ("y", "min"), ("x", "max"), ("y", "max"), ([], "count_all")])
+        boxes = np.column_stack([extent[name].to_numpy() for name in ("x_min", "y_min", "x_max", "y_max")]) * [1, 1, -1, -1]
+        for name, box, n in zip(extent["fov"].to_pylist(), boxes, extent["count_all"].to_pylist(), strict=True):
+            if name is not None:
+                known, before = self._known.get(name, (box, 0))
+                self._known[name] = np.fmin(known, box), before + n
 
     def boxes(self, micron_to_pixel: np.ndarray) -> dict[str, list[int]]:
         """Field → [y0, x0, y1, x1] in mosaic pixels; of fields with few transcripts the extent says little, they are left out."""

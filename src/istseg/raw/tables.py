@@ -7,8 +7,10 @@ import gzip
 import io
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from istseg.cpus import given_cpus
 from istseg.errors import InputError
 
+PART_BYTES = 8 << 20
+"""Of a text table, parsed by one thread."""
+_MOST_THREADS = 4
+"""What takes the rows is not faster than this many."""
 BLOCK_BYTES = 1 << 20
 """Parsed at a time: larger blocks leave the processor's cache and take a fifth longer."""
 _BLOCKS = 4
@@ -99,10 +106,11 @@ def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
                 for batch in stored.iter_batches(batch_size=1 << 18, columns=list(columns)):
                     yield _cast(pa.Table.from_batches([batch]), schema, path)
             return
-        with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "gzip") if is_gzip(path) else raw as source:
-            blocks = (batch for batch in _csv(source, columns) if batch.num_rows)
-            while together := list(islice(blocks, _BLOCKS)):
-                yield pa.Table.from_batches(together).select(schema.names)
+        with pa.OSFile(str(path)) as raw:
+            if is_gzip(path):
+                yield from _tables(pa.CompressedInputStream(raw, "gzip"), columns)
+            else:
+                yield from _in_parts(raw, _part_ends(path), columns)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: {_explain(error)}") from None
 
@@ -152,10 +160,57 @@ def _parquet_sample(stored: pq.ParquetFile, columns: list[str]) -> pa.Table:
     return pa.Table.from_batches([t for t in tables if t is not None], schema=stored.schema_arrow if not any(tables) else None)
 
 
-def _csv(source: object, columns: dict[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
+def _tables(source: object, columns: dict[str, pa.DataType], names: list[str] | None = None) -> Iterator[pa.Table]:
+    blocks = (batch for batch in _csv(source, columns, names) if batch.num_rows)
+    while together := list(islice(blocks, _BLOCKS)):
+        yield pa.Table.from_batches(together).select(list(columns))
+
+
+def _part_ends(path: Path) -> list[int]:
+    """Where parts of a text table end: behind the ends of lines, about `PART_BYTES` apart."""
+    size = os.path.getsize(path)
+    ends = []
+    with open(path, "rb") as opened:
+        for place in range(PART_BYTES, size - PART_BYTES // 2, PART_BYTES):
+            opened.seek(place)
+            line = opened.readline(_MAX_HEADER)
+            if line.endswith(b"\n"):
+                ends.append(place + len(line))
+    return [*ends, size]
+
+
+def _in_parts(raw: pa.NativeFile, ends: list[int], columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+    """Parts of a text table parsed by a few threads, in their order."""
+    if len(ends) == 1:
+        yield from _tables(raw, columns)
+        return
+    names = pa.csv.read_csv(pa.BufferReader(raw.read_at(min(ends[0], _MAX_HEADER), 0).splitlines()[0] + b"\n")).column_names
+    n = min(given_cpus(), _MOST_THREADS)
+    with ThreadPoolExecutor(n) as threads:
+        pending: deque[Future[list[pa.Table]]] = deque()
+        try:
+            for start, end in pairwise([0, *ends]):
+                part = raw.get_stream(start, end - start)
+                pending.append(threads.submit(lambda *given: list(_tables(*given)), part, columns, names if start else None))
+                if len(pending) > n:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        except pa.ArrowException:
+            # The message of a part counts its rows from its own beginning.
+            for _ in _tables(raw.get_stream(0, ends[-1]), columns):
+                pass
+            raise
+        finally:
+            for part in pending:
+                part.cancel()
+
+
+def _csv(source: object, columns: dict[str, pa.DataType], names: list[str] | None = None) -> pa.csv.CSVStreamingReader:
+    """Reader of the rows; `names` of all columns where the text has no header."""
     return pa.csv.open_csv(
         source,
-        read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+        read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=names),
         convert_options=pa.csv.ConvertOptions(include_columns=list(columns), column_types=columns, null_values=_NULLS, strings_can_be_null=True),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ MAX_SEGMENT_BYTES = 4 << 30
 _MAX_RATIO = {1: 1, 5: 3000, 7: 2000, 8: 1100, 32773: 128, 32946: 1100}
 """Compression → how many times its bytes a strip can hold at most; codecs that are not named: `_MAX_RATIO_OTHER`."""
 _MAX_RATIO_OTHER = 50_000
+_AHEAD_BYTES = 16 << 20
+"""Of a page, that the disk is asked for before they are read: memory for them is the system's, and there may be many pages."""
+_ADVICE_BYTES = 1 << 17
+"""Linux takes no more of one piece of advice than its own read-ahead, which is this much unless it was set."""
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RuntimeError, struct.error, zlib.error)
 """What the libraries raise on damaged pictures."""
 
@@ -120,6 +125,11 @@ class PageReader:
     """Random access to the rows of one page.
 
     Rows asked for from top to bottom are decoded once: the band of segments at the lower edge of a request is kept.
+
+    Attributes
+    ----------
+    plain
+        Whether the pixels lie in the file as they are, one row behind the other. Only then may several threads read at once.
     """
 
     def __init__(self, info: PageInfo):
@@ -129,7 +139,7 @@ class PageReader:
         page = self._tif.pages[info.page]
         self._page = page.aspage() if hasattr(page, "aspage") else page
         # Plain reads, not a memory map: mapped pages would count as memory of the process and grow with the mosaic.
-        self._contiguous = bool(self._page.is_contiguous) and not self._page.is_tiled
+        self.plain = bool(self._page.is_contiguous) and not self._page.is_tiled
         self._band: tuple[int, np.ndarray] | None = None
 
     def close(self) -> None:
@@ -143,11 +153,13 @@ class PageReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def rows(self, y0: int, y1: int) -> np.ndarray:
-        """(y1 − y0, width)."""
-        if self._contiguous:
-            return self._plain(y0, y1, 0, self.shape[1])
-        out = np.empty((y1 - y0, self.shape[1]), self.info.dtype)
+    def rows(self, y0: int, y1: int, out: np.ndarray | None = None) -> np.ndarray:
+        """(y1 − y0, width); into `out`, whose rows lie side by side, where it is given."""
+        if out is None:
+            out = np.empty((y1 - y0, self.shape[1]), self.info.dtype)
+        if self.plain:
+            self._plain_rows(y0, y1, out)
+            return out
         step = self.info.band_rows
         for band in range(y0 // step, (y1 - 1) // step + 1):
             pixels = self._decode_band(band)
@@ -156,24 +168,47 @@ class PageReader:
             out[lo - y0 : hi - y0] = pixels[lo - top : hi - top]
         return out
 
+    def expect(self, y0: int, y1: int) -> None:
+        """Let the disk bring rows (no more than there are) while other work is done; `rows` will want them."""
+        if self.plain and y0 < min(y1, self.shape[0]):
+            row = self.shape[1] * self._page.dtype.itemsize
+            start, size = self._page.dataoffsets[0] + y0 * row, min((y1 - y0) * row, _AHEAD_BYTES)
+            for at in range(start, start + size, _ADVICE_BYTES):
+                os.posix_fadvise(self._tif.filehandle.fileno(), at, _ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
+
     def block(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """(y1 − y0, x1 − x0); decodes no more than it must."""
-        if self._contiguous:
+        if self.plain:
             return self._plain(y0, y1, x0, x1)
         step = self.info.band_rows
         parts = [self._segments(b, x0, x1)[:, x0:x1] for b in range(y0 // step, (y1 - 1) // step + 1)]
         top = y0 // step * step
         return np.concatenate(parts)[y0 - top : y1 - top]
 
+    def _plain_rows(self, y0: int, y1: int, out: np.ndarray) -> None:
+        dtype = self._page.dtype.newbyteorder(self._tif.byteorder)
+        direct = out.dtype == self.info.dtype
+        stored = out if direct else np.empty(out.shape, self.info.dtype)
+        file, row = self._tif.filehandle.fileno(), self.shape[1] * dtype.itemsize
+        start = self._page.dataoffsets[0] + y0 * row
+        memory = memoryview(stored).cast("B")
+        at = 0
+        while at < len(memory):
+            got = os.preadv(file, [memory[at:]], start + at)
+            if not got:
+                raise self._damaged(y0, y1, ValueError("the file ends"))
+            at += got
+        if not dtype.isnative:
+            stored.byteswap(inplace=True)
+        if not direct:
+            out[:] = stored
+
     def _plain(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         width = self.shape[1]
         dtype = self._page.dtype.newbyteorder(self._tif.byteorder)
         handle, start = self._tif.filehandle, self._page.dataoffsets[0]
+        out = np.empty((y1 - y0, x1 - x0), self.info.dtype)
         try:
-            if (x0, x1) == (0, width):
-                handle.seek(start + y0 * width * dtype.itemsize)
-                return np.frombuffer(handle.read((y1 - y0) * width * dtype.itemsize), dtype).reshape(y1 - y0, width).astype(self.info.dtype, copy=False)
-            out = np.empty((y1 - y0, x1 - x0), self.info.dtype)
             for y in range(y0, y1):
                 handle.seek(start + (y * width + x0) * dtype.itemsize)
                 out[y - y0] = np.frombuffer(handle.read((x1 - x0) * dtype.itemsize), dtype)

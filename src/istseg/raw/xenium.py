@@ -20,7 +20,7 @@ import shapely
 import tifffile
 
 from istseg.errors import InputError
-from istseg.raw import tables, tiff_header, tiffs
+from istseg.raw import mosaics, tables, tiff_header, tiffs
 from istseg.raw.base import TRANSCRIPT_SCHEMA, Channel, Facts, RawSample, assign_roles, refuse_special_files
 from istseg.raw.polygons import single
 
@@ -105,13 +105,7 @@ class XeniumSample(RawSample):
 
     def strips(self, rows: int, scratch: Path) -> Iterator[np.ndarray]:
         """See `RawSample.strips`."""
-        readers = [tiffs.PageReader(self.pages[c.name]) for c in self.facts.channels]
-        try:
-            for y0 in range(0, self.facts.height_px, rows):
-                yield np.stack([reader.rows(y0, min(y0 + rows, self.facts.height_px)) for reader in readers])
-        finally:
-            for reader in readers:
-                reader.close()
+        return mosaics.strips([[self.pages[c.name]] for c in self.facts.channels], rows)
 
     def transcripts(self) -> Iterator[pa.Table]:
         """See `RawSample.transcripts`."""

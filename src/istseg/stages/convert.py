@@ -106,8 +106,9 @@ def _write_image(reader: RawSample, facts: Facts, store: Path, scratch: Path) ->
     strips = -(-height // spatial.CHUNK)
     for strip in track(reader.strips(spatial.CHUNK, scratch), "Image strips", strips):
         values = strip.astype(np.uint16, copy=False)
-        histograms.add(values)
+        counting = histograms.start(values, writer.threads)
         writer.write(values)
+        histograms.finish(counting)
     writer.close()
     level = next((i for i in range(spatial.n_levels(store)) if max(height, width) >> i <= _THUMBNAIL_PX), spatial.n_levels(store) - 1)
     return histograms, spatial.image_level(store, level)[:]
