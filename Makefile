@@ -9,7 +9,7 @@ NEXTFLOW := bin/nextflow
 export OMP_NUM_THREADS ?= 1
 export NXF_ANSI_LOG ?= false
 
-.PHONY: help setup comparators demo test quick fuzz test-faults audit test-slurm test-containers lint docs site lock clean
+.PHONY: help setup comparators demo test quick fuzz test-faults audit test-slurm test-containers test-offline lint docs site lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -47,7 +47,10 @@ test-slurm: setup ## the demo on a real one-node SLURM (root; Debian packages sl
 
 test-containers: setup ## pipeline, canary and memory limits in real containers (podman, with the image istseg-core)
 	@command -v podman >/dev/null || { echo "test-containers: there is no podman (Debian, Ubuntu: apt-get install podman)." >&2; exit 1; }
-	@ISTSEG_TEST_CONTAINERS=1 $(PYTEST) -q tests/pipeline/containers
+	@ISTSEG_TEST_CONTAINERS=1 $(PYTEST) -q tests/pipeline/containers tests/pipeline/offline
+
+test-offline: setup ## set-up and demo from a bundle with wheels, without a network (root; fetches all packages, 20 GB of disk)
+	@ISTSEG_TEST_OFFLINE=1 $(PYTEST) -q tests/pipeline/offline
 
 lint: setup ## ruff and nextflow lint
 	@.venv/bin/ruff check .

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,61 @@ def test_changed_files_of_the_checkout_end_it(checkout, tmp_path):
     assert done.returncode == 1
     assert "1 tracked files differ from the commit (first: nextflow.config)" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def wheel(folder: Path, name: str) -> Path:
+    """A package with nothing in it."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as stream:
+        stream.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        stream.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: here\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        stream.writestr(f"{about}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def index(checkout, tmp_path) -> Path:
+    """Locks of one package each, and a folder in which pip finds both. (The real locks: tests/pipeline/offline.)"""
+    if not (ROOT / ".istseg" / "bootstrap").is_dir():
+        pytest.skip("there is no .istseg/bootstrap")
+    folder = tmp_path / "index"
+    folder.mkdir()
+    if not (checkout / ".istseg" / "bootstrap").exists():
+        (checkout / ".istseg" / "bootstrap").symlink_to((ROOT / ".istseg" / "bootstrap").resolve())
+    for name, lock in (("one", "requirements.lock"), ("two", "assets/bootstrap.lock")):
+        digest = hashlib.sha256(wheel(folder, name).read_bytes()).hexdigest()
+        (checkout / lock).write_text(f"{name}==1.0 --hash=sha256:{digest}\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "--allow-empty", "-m", "locks")
+    return folder
+
+
+def with_wheels(checkout: Path, archive: Path, index: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, checkout / "bin" / "make_offline_bundle", archive, "--images", "none", "--wheels"]
+    return subprocess.run(command, env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}, capture_output=True, text=True)
+
+
+def test_wheels_lie_in_the_bundle_with_a_lock_of_their_own(checkout, index, tmp_path):
+    done = with_wheels(checkout, tmp_path / "bundle.tar", index)
+    assert done.returncode == 0, done.stderr
+    assert "make -C pipeline setup" in verify(tmp_path / "bundle.tar").stdout
+    subprocess.run(["tar", "-xf", tmp_path / "bundle.tar", "-C", tmp_path], check=True)
+    wheels = tmp_path / FOLDER / "pipeline" / ".istseg" / "wheels"
+    for name, lock in (("one", "requirements.lock"), ("two", "bootstrap.lock")):
+        folder = wheels / lock.removesuffix(".lock")
+        assert {path.name for path in folder.iterdir()} == {f"{name}-1.0-py3-none-any.whl", lock}
+        digest = hashlib.sha256((folder / f"{name}-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+        assert (folder / lock).read_text() == f"{name}==1.0 --hash=sha256:{digest}\n"
+    about = json.loads((wheels / "wheels.json").read_text())
+    assert about["locks"]["requirements.lock"] == hashlib.sha256((checkout / "requirements.lock").read_bytes()).hexdigest()
+
+
+def test_a_package_that_is_not_the_one_of_the_lock_is_not_taken(checkout, index, tmp_path):
+    with zipfile.ZipFile(index / "one-1.0-py3-none-any.whl", "a") as stream:
+        stream.writestr("one/__init__.py", "")
+    done = with_wheels(checkout, tmp_path / "bundle.tar", index)
+    assert done.returncode == 1
+    assert "make_offline_bundle: `" in done.stderr
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+    assert not (tmp_path / "bundle.tar").exists()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,26 @@ def test_without_python(checkout):
     done = subprocess.run(["make", "-C", checkout, "setup", "PYTHON=python-not-there"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode != 0
     assert "no python-not-there found; install Python 3.11 or 3.12" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"python": "3.9"}, "setup: Python 3.9 is needed, for which the wheels in .istseg/wheels are, and only 3."),
+        ({"platform": "linux-riscv64"}, "setup: the wheels in .istseg/wheels are for linux-riscv64, this is "),
+        ({"locks": {"requirements.lock": "0", "bootstrap.lock": "0"}}, "setup: the wheels in .istseg/wheels are those of another requirements.lock: "),
+    ],
+)
+def test_wheels_of_a_bundle_for_another_machine(checkout, given, words):
+    """`make setup` with the wheels that fit: tests/pipeline/offline."""
+    locks = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (checkout / "requirements.lock", checkout / "assets" / "bootstrap.lock")}
+    about = {"python": sysconfig.get_python_version(), "platform": sysconfig.get_platform(), "locks": locks}
+    (checkout / ".istseg" / "wheels").mkdir(parents=True)
+    (checkout / ".istseg" / "wheels" / "wheels.json").write_text(json.dumps(about | given))
+    done = setup(checkout, tools(checkout, java="echo 'openjdk version \"17.0.1\"' >&2"))
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert not (checkout / ".venv").exists()
 
 
 def test_the_second_time_there_is_nothing_to_do():

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from one_node import SITE, Cluster, run_on, wait
+from one_node import PATIENCE, SITE, Cluster, run_on, wait
 
 from conftest import ROOT, Nextflow
 from istseg import __version__
@@ -21,7 +21,7 @@ CELLS = [f"{sample}/istseg.cells.parquet" for sample in ("demo_merscope", "demo_
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(2 * PATIENCE),
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_SLURM"), reason="runs by `make test-slurm` only"),
 ]
 # One task under the pipeline's configuration. Below zero, the estimates take the margins away: 200 MB and a minute, so that a test takes seconds.
@@ -47,7 +47,8 @@ def start(slurm: Cluster, nextflow: Nextflow, script: str) -> subprocess.Complet
     """Nextflow with one task, on the cluster."""
     (nextflow.folder / "main.nf").write_text(TASK % script)
     (nextflow.folder / "site.config").write_text(SITE + SMALL)
-    return nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "-c", "site.config", "-profile", "slurm", "--outdir", "out", env=slurm.env)
+    config = ("-c", ROOT / "nextflow.config", "-c", "site.config", "-profile", "slurm")
+    return nextflow.call("run", "main.nf", *config, "--outdir", "out", env=slurm.env, timeout=PATIENCE)
 
 
 def tries(nextflow: Nextflow) -> list[dict]:
@@ -129,7 +130,7 @@ def test_nextflow_that_is_killed_goes_on_to_the_cells_of_a_local_run(nextflow, s
         options = {"cwd": nextflow.folder, "env": {**os.environ, **slurm.env, "NXF_ANSI_LOG": "false"}, "start_new_session": True}
         started = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, **options)
         try:
-            wait(lambda: "SEGMENT" in log.read_text() or started.poll() is not None, "no segment task", 900)
+            wait(lambda: "SEGMENT" in log.read_text() or started.poll() is not None, "no segment task")
             wait(slurm.running, "nothing runs")
         finally:
             os.killpg(started.pid, signal.SIGKILL)
@@ -137,10 +138,10 @@ def test_nextflow_that_is_killed_goes_on_to_the_cells_of_a_local_run(nextflow, s
     assert slurm.running(), "killed while jobs were running"
     assert not (nextflow.folder / "cluster" / "report.html").exists()
 
-    again, jobs = run_on(slurm, nextflow, "-profile", "test,slurm", *small, "-resume", outdir="cluster", timeout=1700)
+    again, jobs = run_on(slurm, nextflow, "-profile", "test,slurm", *small, "-resume", outdir="cluster")
     assert any(row["status"] == "CACHED" for row in again.trace()), "what had ended is not done again"
     assert again.record()["failures"] == []
-    local = nextflow.run("-profile", "test", *small, "--tiles_per_task", 1, outdir="local", timeout=1700)
+    local = nextflow.run("-profile", "test", *small, "--tiles_per_task", 1, outdir="local", timeout=PATIENCE)
     of_slurm, of_local = ([row for row in run.trace() if row["process"] == "SEGMENT"] for run in (again, local))
     assert 0 < len(of_slurm) < len(of_local)
     for name in CELLS:

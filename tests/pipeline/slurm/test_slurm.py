@@ -6,12 +6,12 @@ import os
 import re
 
 import pytest
-from one_node import run_on
+from one_node import PATIENCE, run_on
 
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(2 * PATIENCE),
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_SLURM"), reason="runs by `make test-slurm` only"),
 ]
 
@@ -26,7 +26,7 @@ def test_canary_on_slurm(nextflow, slurm):
 def test_gpus_and_arrays_on_slurm(nextflow, slurm):
     """Stubs, because there is nothing behind the GPUs; what SLURM was asked for is in the scripts of its jobs."""
     given = ("--gpu", "--gpu_type", "fake", "--array_size", 2, "--tiles_per_task", 1)
-    run, jobs = run_on(slurm, nextflow, "-profile", "test,slurm", *given, "-stub-run", "--compare", "none", "--exports", "none", timeout=900)
+    run, jobs = run_on(slurm, nextflow, "-profile", "test,slurm", *given, "-stub-run", "--compare", "none", "--exports", "none")
     assert all("JobState=COMPLETED" in job for job in jobs), jobs
     scripts = [path.read_text() for path in (nextflow.folder / "work").glob("*/*/.command.run")]
     arrays = [text for text in scripts if re.search(r"^#SBATCH --array", text, re.M)]
@@ -38,7 +38,7 @@ def test_gpus_and_arrays_on_slurm(nextflow, slurm):
 
 
 def test_demo_on_slurm(nextflow, slurm):
-    run, jobs = run_on(slurm, nextflow, "-profile", "demo,slurm", "--umap_cells", 0, "--exports", "none", timeout=1700)
+    run, jobs = run_on(slurm, nextflow, "-profile", "demo,slurm", "--umap_cells", 0, "--exports", "none")
     tasks = run.trace()
     assert len(jobs) >= len(tasks) > 10
     assert all("JobState=COMPLETED" in job for job in jobs), jobs
