@@ -1,5 +1,5 @@
 /*
- * istseg: raw MERSCOPE and CosMx folders in; cells, counts and one report out.
+ * istseg: raw MERSCOPE, CosMx and Xenium folders in; cells, counts and one report out.
  * Reads parameters and samplesheet, checks them, runs the road (workflows/istseg.nf), writes the report and says how it ended.
  */
 include { CANARY ; canary_table } from './workflows/canary'

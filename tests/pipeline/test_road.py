@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 from collections import Counter
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import yaml
@@ -35,6 +38,13 @@ def samples(nextflow: Nextflow, *names: str):
     raw = nextflow.folder / 'raw\'s "folder" ü $HOME'
     raw.mkdir(exist_ok=True)
     return nextflow.samplesheet(*(f'{name},merscope,"{raw.name.replace(chr(34), chr(34) * 2)}"' for name in names))
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
 def tasks(run: Run, status: str = "COMPLETED") -> Counter:
@@ -266,3 +276,29 @@ def test_the_environment_must_be_that_of_the_pipeline(nextflow):
     run = nextflow.run("-c", "other.config", "--input", samples(nextflow, "a"), ok=False)
     assert run.code != 0
     assert "the pipeline is 9.9.9" in run.text
+
+
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_a_mail_and_a_program_of_the_user_at_the_end(nextflow, parser):
+    """Nextflow's `-N`, by a stand-in for sendmail, and the hook of docs/usage.md run beside our own words."""
+    page = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    (hook,) = re.findall(r"^```groovy\n(.*?)^```", page, re.M | re.S)
+    told, mailed = nextflow.folder / "told.txt", nextflow.folder / "mail.txt"
+    tell = program(nextflow.folder / "bin" / "tell", f'echo "$@" > {told}')
+    program(nextflow.folder / "bin" / "sendmail", f"cat > {mailed}")
+    (nextflow.folder / "mine.config").write_text(hook.replace("/usr/local/bin/tell", str(tell)), encoding="utf-8")
+    run = nextflow.run(
+        "-stub-run",
+        "--input",
+        samples(nextflow, "a"),
+        "-c",
+        "mine.config",
+        "-N",
+        "me@example.org",
+        parser=parser,
+        env={"PATH": f"{tell.parent}:{os.environ['PATH']}"},
+    )
+    name, word, report = told.read_text().split()
+    assert word == "done" and (nextflow.folder / report).samefile(run.outdir / "report.html")
+    assert f"Report: {run.outdir}/report.html" in run.text, "ours is said too"
+    assert "To: me@example.org" in mailed.read_text() and name in mailed.read_text()

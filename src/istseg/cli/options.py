@@ -11,7 +11,9 @@ import typer
 from istseg.errors import InputError
 from istseg.raw import READERS
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="RNA-aware cell segmentation of MERSCOPE and CosMx data.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="RNA-aware cell segmentation of MERSCOPE, CosMx and Xenium data."
+)
 
 comparator_app = typer.Typer(no_args_is_help=True, help="Other ways to segment a sample, to be judged by the same measures.")
 app.add_typer(comparator_app, name="comparator")
