@@ -35,6 +35,17 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def spread(scored: Sequence[Row]) -> Row:
+    """Means over samples; with two or more, `<column> ±` beside each: half of the range."""
+    result: Row = {}
+    for key in scored[0]:
+        values = [one[key] for one in scored if one[key] is not None]
+        result[key] = sum(values) / len(values) if values else None
+        if len(scored) > 1:
+            result[f"{key} ±"] = (max(values) - min(values)) / 2 if values else None
+    return result
+
+
 def bars(path: Path, rows: Sequence[Row], group: str, measures: Sequence[str]) -> None:
     """One panel per measure: groups along x, one bar per method."""
     groups, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in (group, "method"))

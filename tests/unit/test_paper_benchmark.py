@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "benchmarks" / "paper"
@@ -61,21 +60,6 @@ def test_touching_cells_get_sets_without_a_common_gene(modules):
         chosen = profiles.sets_of_cells(len(squares), pairs, np.random.default_rng(seed))
         assert (chosen[pairs[0]] != chosen[pairs[1]]).all() and chosen.min() >= 0 and chosen.max() < profiles.SETS
         assert np.array_equal(chosen, profiles.sets_of_cells(len(squares), pairs, np.random.default_rng(seed)))
-
-
-def test_a_warm_start_is_the_base_without_its_eyes_for_rna(modules):
-    ablations, finetuning = modules("ablations"), modules("finetuning")
-    stains, rna = torch.rand(1, 2, 32, 32), torch.rand(1, 1, 32, 32)
-    genes = torch.randint(0, 3, (1, 1, 32, 32)).float()
-    shown = {}
-    for kind, names, image in (("density", [], rna), ("coexpression", ["a", "b"], genes), ("learned", ["a", "b"], genes)):
-        model, card = ablations.warmed(finetuning.BASE, kind, names, seed=0)
-        model.eval()
-        with torch.inference_mode():
-            shown[kind] = model(stains, image)
-            assert torch.allclose(model(stains, torch.zeros_like(image)), shown[kind], atol=1e-5)
-        assert card.rna_input == kind and card.genes == names
-    assert torch.allclose(shown["density"], shown["learned"], atol=1e-5) and torch.allclose(shown["density"], shown["coexpression"], atol=1e-5)
 
 
 def test_tables_have_the_columns_of_all_rows(modules, tmp_path):

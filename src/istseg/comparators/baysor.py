@@ -45,8 +45,8 @@ def problems(surroundings: Surroundings) -> list[str]:
 def collect(raw: Path, prepared: Prepared) -> Collected:
     """Read the molecules and polygons of Baysor 0.7.
 
-    Cells are numbered from 1 in the order of their names. Cells of fewer than three molecules get the hull of theirs: version 0.7.0 draws no polygon around them,
-    0.7.1 a crossed one of no width. A polygon around no molecule is no cell: Baysor's own table of cells leaves those out, too.
+    Cells are numbered from 1 in the order of their names. Cells of fewer than three molecules get the hull of theirs: version 0.7.0 draws no polygon around
+    them, 0.7.1 a crossed one of no width. A polygon around no molecule is no cell: Baysor's own table of cells leaves those out, too.
 
     Parameters
     ----------
