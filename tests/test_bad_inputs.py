@@ -409,7 +409,7 @@ PARAMS = {
     "teacher without weights": ({"teacher": "cellpose"}, "--nuclei_weights: the teacher cellpose needs it"),
     "untrained network": ({"base_model": "scratch", "finetune": "none"}, "`scratch` is an untrained network"),
     "backbone of a base": ({"backbone": "swin"}, "--backbone: only an untrained network takes it"),
-    "RNA input of a base": ({"base_model": "base.safetensors", "rna_input": "learned"}, "--rna_input: only an untrained network takes it"),
+    "RNA input of a base": ({"base_model": "base.safetensors", "rna_input": "learned"}, "--rna_input: weights bring their own"),
     "not a precision": ({"precision": "float"}, "did you mean float32?"),
     "no samplesheet": ({"input": None}, "--input: is missing"),
     "a list": ([1], "must be a JSON object"),

@@ -182,10 +182,11 @@ def check_together(given) {
     if (given.base_model == 'scratch' && given.finetune == 'none') {
         problems += ['--base_model: `scratch` is an untrained network; add --finetune sample or cohort, or give weights.']
     }
-    if (given.base_model != 'scratch') {
-        problems += ['backbone', 'rna_input'].findAll { name -> given[name] }.collect { name ->
-            "--${name}: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."
-        }
+    if (given.base_model != 'scratch' && given.backbone) {
+        problems += ['--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch.']
+    }
+    if (given.base_model != 'scratch' && given.finetune == 'none' && given.rna_input) {
+        problems += ['--rna_input: weights bring their own; leave it out, or add --finetune sample or cohort, which teaches them another.']
     }
     if (given.contain instanceof Number && given.intersect instanceof Number && given.intersect >= given.contain) {
         problems += ["--intersect: must be below --contain (${given.contain}), it is ${given.intersect}."]

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from istseg import comparators
 from istseg.cli import comparators as commands
 from istseg.cli import road as stages
 from istseg.stages import comparator
+from istseg.teachers.watershed import Sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".istseg" / "comparators"
@@ -38,6 +39,12 @@ class Segmentation:
     assignment: Path | None = None
     transcripts: Path | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def each_seed(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The options once for each of the seeds that follow each other."""
+    for seed in range(options.seed, options.seed + options.seeds):
+        yield argparse.Namespace(**{**vars(options), "seed": seed})
 
 
 def not_run(options: argparse.Namespace) -> dict[str, str]:
@@ -133,7 +140,9 @@ def segmented(sample: Sample, models: dict[str, Path], methods: Sequence[str], o
 
 def tile_wise(sample: Sample, name: str, options: argparse.Namespace) -> Segmentation:
     out = sample.folder / name
-    settings = comparators.Settings(teacher_labels=sample.folder / "teach", weights=options.weights, device=options.device)
+    # Cellpose is told how large cells are; the others find out.
+    sizes = Sizes(cell_diameter_um=options.cellpose_diameter_um)
+    settings = comparators.Settings(teacher_labels=sample.folder / "teach", weights=options.weights, device=options.device, sizes=sizes)
     comparator.tiles(method=name, tiles=[sample.tile.folder], out=out / "tiles", settings=settings, density_sigma_um=1.08, contain=0.95, intersect=0.05)
     commands.comparator_merge(segmentation=name, tiles_json=sample.folder / "tiles" / "tiles.json", labels=out / "tiles", out=out)
     return Segmentation(out / f"{name}.cells.parquet", out / f"{name}.labels.zarr")

@@ -74,6 +74,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--crop-wpx", type=int, default=256, help="Of fine-tuning.")
     rna_inputs = ["none", *RNA_INPUTS]
     parser.add_argument("--rna-inputs", type=listed, default=rna_inputs, help="That s4 trains; empty: the base alone, with and without RNA.")
+    parser.add_argument("--s4-transcripts", type=float, default=2.0, help="Per µm², of s4.")
     parser.add_argument("--backbones", type=listed, default=list(BACKBONES), help="Of s6.")
     parser.add_argument("--budget-epochs", type=int, default=4, help="Of s4 and s6.")
     parser.add_argument("--budget-crop-wpx", type=int, default=128, help="Of s4 and s6.")
@@ -81,6 +82,8 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--baysor", help="Executable of Baysor.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="Samples of 3c, 5bc, 4b and 4c, of this seed and those after it: mean, and half of the range (±).")
+    parser.add_argument("--cellpose-diameter-um", type=float, default=10.0, help="That Cellpose is told; the median of simulated cells.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folder", type=Path, help="Keep the samples here; default: a temporary folder.")
     parser.add_argument("--verbose", action="store_true")
@@ -109,9 +112,9 @@ def main(arguments: list[str]) -> None:
     for name, reason in road.not_run(options).items():
         print(f"not run: {name}: {reason}")
     print(
-        f"Simulated MERSCOPE, {options.size_um:g} x {options.size_um:g} µm, {options.transcripts:g} transcripts/µm², seed {options.seed}; base "
-        f"{options.base.name}; fine-tuning {options.epochs} epochs, crops of {options.crop_wpx}; s4 and s6 {options.budget_epochs} epochs, crops of "
-        f"{options.budget_crop_wpx}."
+        f"Simulated MERSCOPE, {options.size_um:g} x {options.size_um:g} µm, {options.transcripts:g} transcripts/µm² (s4: {options.s4_transcripts:g}), "
+        f"seed {options.seed}, {options.seeds} of it in 3c, 5bc, 4b, 4c; base {options.base.name}; fine-tuning {options.epochs} epochs, crops of "
+        f"{options.crop_wpx}; s4 and s6 {options.budget_epochs} epochs, crops of {options.budget_crop_wpx}."
     )
     print(f"{finetuning.machine()}; {time.monotonic() - begun:.0f} s in all")
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from istseg.artifacts.files import whole
 
 Row = dict[str, Any]
+SPREAD = " ±"
 
 
 def text(value: Any) -> str:
@@ -22,10 +23,11 @@ def text(value: Any) -> str:
 
 
 def write(folder: Path, name: str, rows: Sequence[Row]) -> str:
-    """Write `<name>.md` and `<name>.csv`; gives the markdown. Columns are those of all rows, in order of appearance."""
+    """Write `<name>.md` and `<name>.csv`; gives the markdown, where a spread stands beside its mean. Columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(text(row.get(column)) for column in columns) + " |" for row in rows]
+    shown = [column for column in columns if not column.endswith(SPREAD)]
+    lines = ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
+    lines += ["| " + " | ".join(_with_spread(row, column) for column in shown) + " |" for row in rows]
     with whole(folder / f"{name}.md") as part:
         part.write_text("\n".join(lines) + "\n")
     with whole(folder / f"{name}.csv") as part, open(part, "w", newline="") as stream:
@@ -33,6 +35,22 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> str:
         writer.writeheader()
         writer.writerows({key: text(value) for key, value in row.items()} for row in rows)
     return "\n".join(lines)
+
+
+def _with_spread(row: Row, column: str) -> str:
+    value = text(row.get(column))
+    return f"{value} ± {text(row[column + SPREAD])}" if row.get(column + SPREAD) is not None else value
+
+
+def spread(scored: Sequence[Row]) -> Row:
+    """Means over samples; with two or more, half of the range beside each, in the column with `SPREAD` at its end."""
+    result: Row = {}
+    for key in scored[0]:
+        values = [one[key] for one in scored if one[key] is not None]
+        result[key] = sum(values) / len(values) if values else None
+        if len(scored) > 1:
+            result[key + SPREAD] = (max(values) - min(values)) / 2 if values else None
+    return result
 
 
 def bars(path: Path, rows: Sequence[Row], group: str, measures: Sequence[str]) -> None:

@@ -47,23 +47,28 @@ def run(folder: Path, out: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _tissue(folder: Path, tissue: str, options: argparse.Namespace) -> tuple[list[tables.Row], list[tables.Row], dict]:
-    """Rows of 3C and of 5C, and UMAPs, of one tissue."""
-    sample = make(folder / "test", tissue, options.seed, options)
-    models, notes = {road.OURS: options.base}, {}
-    if road.TUNED in options.methods:
-        models[road.TUNED], notes[road.TUNED] = fine_tuned(folder / "tuned", tissue, options)
-    methods = [name for name in options.methods if name not in models]
-    umap = options.umap_cells if tissue == UMAP_OF and "5bc" in options.figures else 0
-    found = road.measured(sample, models, methods, options, umap)
-    rows, flags, clouds = [], [], {}
-    for name, one in found.items():
-        what, figures = {"tissue": tissue, "method": name}, road.figures(one)
-        rows.append(what | {k: figures[k] for k in ("pixel_iou", "rna_iou", "ap50", "pq")} | {"note": notes.get(name)})
-        flags.append(what | {"cells": one.metrics["n_cells"]} | {k: figures[k] for k in ("spurious", "inconsistent", "transcripts_in_cells")})
-        if umap and one.metrics["embedding"]["x"]:
-            clouds[name] = one.metrics["embedding"]
+    """Rows of 3C and of 5C, means over the seeds, and UMAPs of the first seed, of one tissue."""
+    scored: dict[str, list[tables.Row]] = {}
+    flagged: dict[str, list[tables.Row]] = {}
+    notes, clouds = {}, {}
+    for i, seeded in enumerate(road.each_seed(options)):
+        sample = make(folder / f"test{i}", tissue, seeded.seed, seeded)
+        models = {road.OURS: options.base}
+        if road.TUNED in options.methods:
+            models[road.TUNED], notes[road.TUNED] = fine_tuned(folder / f"tuned{i}", tissue, seeded)
+        methods = [name for name in options.methods if name not in models]
+        umap = options.umap_cells if tissue == UMAP_OF and "5bc" in options.figures and not i else 0
+        for name, one in road.measured(sample, models, methods, seeded, umap).items():
+            figures = road.figures(one)
+            scored.setdefault(name, []).append({k: figures[k] for k in ("pixel_iou", "rna_iou", "ap50", "pq")})
+            flagged.setdefault(name, []).append(
+                {"cells": one.metrics["n_cells"]} | {k: figures[k] for k in ("spurious", "inconsistent", "transcripts_in_cells")}
+            )
+            if umap and one.metrics["embedding"]["x"]:
+                clouds[name] = one.metrics["embedding"]
+    rows = [{"tissue": tissue, "method": name} | tables.spread(values) | {"note": notes.get(name)} for name, values in scored.items()]
     rows += [{"tissue": tissue, "method": name, "note": "not run"} for name in road.not_run(options)]
-    return rows, flags, clouds
+    return rows, [{"tissue": tissue, "method": name} | tables.spread(values) for name, values in flagged.items()], clouds
 
 
 def _write(out: Path, rows: list[tables.Row], flags: list[tables.Row], clouds: dict, figures: list[str]) -> list[str]:

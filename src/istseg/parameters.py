@@ -95,8 +95,10 @@ def _together(given: dict[str, Any]) -> list[str]:
     if given.get("base_model") == "scratch" and given.get("finetune", "none") == "none":
         problems.append("--base_model: `scratch` is an untrained network; add --finetune sample or cohort, or give weights.")
     if given.get("base_model") != "scratch":
-        chosen = [name for name in ("backbone", "rna_input") if given.get(name)]
-        problems += [f"--{name}: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch." for name in chosen]
+        if given.get("backbone"):
+            problems.append("--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch.")
+        if given.get("rna_input") and given.get("finetune", "none") == "none":
+            problems.append("--rna_input: weights bring their own; leave it out, or add --finetune sample or cohort, which teaches them another.")
     if isinstance(given.get("contain"), (int, float)) and isinstance(given.get("intersect"), (int, float)) and given["intersect"] >= given["contain"]:
         problems.append(f"--intersect: must be below --contain ({given['contain']}), it is {given['intersect']}.")
     return problems

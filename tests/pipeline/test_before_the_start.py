@@ -44,7 +44,7 @@ BAD_PARAMETERS = [
     ("--compare", "vendor,protseg", "comseg, baysor; did you mean proseg?"),
     ("--container_tag", "a b", "--container_tag: 'a b' is not of the right form."),
     ("--backbone", "swin", "--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."),
-    ("--rna_input", "learned", "--rna_input: only an untrained network takes it"),
+    ("--rna_input", "learned", "--rna_input: weights bring their own; leave it out, or add --finetune"),
     ("--precision", "half", "--precision: 'half' is none of auto, bf16, float32"),
     ("--input", "missing.csv", "--input: there is no file "),
 ]

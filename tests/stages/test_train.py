@@ -192,14 +192,27 @@ def test_gene_colours_from_scratch_to_cells_and_on_from_there(rna_input, tmp_pat
     assert np.array_equal(again.gene_image.table.detach(), table) == (rna_input == "coexpression")
 
 
+@pytest.mark.parametrize("rna_input", ["coexpression", "learned"])
+def test_a_base_goes_on_with_another_rna_input(rna_input, tmp_path):
+    write_patches(tmp_path / "patches", 2)
+    written = run(tmp_path / "patches", tmp_path / "out", rna_input=rna_input, epochs=1, crop_wpx=64, holdout_fraction=0.5)
+    assert written["decision"]["finetuned"], "it was trained"
+    accepted = written["decision"]["accepted"]
+    model, card = weights.load(tmp_path / "out" / ("model.safetensors" if accepted else "refused.safetensors"))
+    base, base_card = weights.load(BASE_MODEL)
+    assert (card.rna_input, card.genes, card.parent, card.parent_sha256) == (rna_input, GENES, base_card.name, base_card.sha256)
+    assert len(model.gene_image.table.detach().unique(dim=0)) > 3
+    # The statistics are frozen in a fine-tuning, and show whose layers these are.
+    name = "model.upsample.up.res_up_0.conv.conv_0.0.running_mean"
+    assert torch.allclose(model.state_dict()[name], base.state_dict()[name], atol=1e-3)
+    if not accepted:
+        assert weights.load(tmp_path / "out" / "model.safetensors")[1].rna_input == "density", "the base is kept as it was"
+
+
 def test_rna_input_and_panel_of_a_base(tmp_path, caplog):
     model, card = weights.new(0, rna_input="learned", genes=[*GENES, "E"])
     weights.save(tmp_path / "learned.safetensors", model, card)
     write_patches(tmp_path / "patches", 2)
-    with pytest.raises(InputError, match="RNA input is learned, not density"):
-        run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "learned.safetensors"), rna_input="density")
-    with pytest.raises(InputError, match="RNA input is density, not learned"):
-        run(tmp_path / "patches", tmp_path / "out", rna_input="learned")
     run(tmp_path / "patches", tmp_path / "out", base=str(tmp_path / "learned.safetensors"), epochs=1, crop_wpx=64)
     assert "4 of the 5 genes of the model scratch are in the sample" in caplog.text and "100.0%" in caplog.text
     weights.save(tmp_path / "other.safetensors", model, dataclasses.replace(card, genes=["A", *"vwxy"]))
@@ -237,6 +250,8 @@ def test_patches_without_a_gene_map_train_the_density_only(tmp_path):
     with pytest.raises(InputError, match="1 others have no gene map") as error:
         run(tmp_path / "patches", tmp_path / "out", base="scratch", rna_input="coexpression")
     assert str(old[0]) in str(error.value) and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="1 others have no gene map"):
+        run(tmp_path / "patches", tmp_path / "out", rna_input="coexpression")
     run(tmp_path / "patches", tmp_path / "out", base="scratch", epochs=1, crop_wpx=64)
 
 

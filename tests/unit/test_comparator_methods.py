@@ -181,6 +181,20 @@ def test_baysor_is_read(tmp_path):
     assert found.outlines[1].covers(shapely.Point(20, 0)), "too few molecules for a polygon: the hull"
 
 
+def test_baysor_071_crosses_the_polygons_of_small_cells_and_draws_empty_ones(tmp_path):
+    raw = baysor_output(tmp_path / "raw")
+    features = json.loads((raw / baysor.POLYGONS).read_text())["features"]
+    # One molecule at (20, 0): right, left, above, below of it.
+    crossed = [[20.01, 0.0], [19.99, 0.0], [20.0, 0.01], [20.0, -0.01]]
+    empty = [[50.0, 0.0], [51.0, 0.0], [51.0, 1.0], [50.0, 0.0]]
+    for name, ring in (("CRa1b2c3d4-11", crossed), ("CRa1b2c3d4-7", empty)):
+        features.append({"type": "Feature", "id": name, "geometry": {"type": "Polygon", "coordinates": [ring]}})
+    (raw / baysor.POLYGONS).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    found = baysor.collect(raw, prepared(tmp_path / "p"))
+    assert sorted(found.outlines) == [1, 2], "nothing lies in the third polygon"
+    assert found.outlines[1].is_valid and found.outlines[1].area > 0.1 and found.outlines[2].area == pytest.approx(0.63)
+
+
 def test_baysor_with_nothing_but_noise_is_read(tmp_path):
     raw = baysor_output(tmp_path / "raw")
     lines = BAYSOR_CSV.splitlines()

@@ -22,6 +22,7 @@ from istseg.network.dataset import PatchStore, find_patches
 from istseg.network.field import blend_windows
 from istseg.network.gene_image import GeneImage, draw_squares
 from istseg.network.inference import Predictor, open_device
+from istseg.network.model import BACKBONES
 from istseg.network.rna_image import FORMS, RnaForm, rna_image
 from network_fixtures import cut, golden, paint
 from tissue_fixtures import genes_of
@@ -240,3 +241,22 @@ def test_axes_of_large_panels_are_those_of_small_ones(monkeypatch):
     monkeypatch.setattr("istseg.network.coexpression._DENSE", 10)
     assert np.allclose(colours(matrix, molecules), exact, atol=1e-4)
     assert np.array_equal(colours(matrix, molecules), colours(matrix, molecules))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_base_with_another_rna_input_has_its_layers_and_sees_no_rna_at_first(backbone):
+    base, card = weights.new(3, backbone)
+    stains, rna = torch.rand(1, 2, 64, 64), torch.rand(1, 1, 64, 64)
+    genes = torch.randint(0, 3, (1, 1, 64, 64)).float()
+    shown = []
+    for kind, names, image in (("density", [], rna), ("coexpression", ["a", "b"], genes), ("learned", ["a", "b"], genes)):
+        model, changed = weights.with_rna_input(base, card, kind, names, seed=0)
+        assert (changed.rna_input, changed.genes, changed.backbone) == (kind, names, backbone)
+        with torch.inference_mode():
+            shown.append(model(stains, image))
+            assert torch.allclose(model(stains, torch.zeros_like(image)), shown[-1], atol=1e-5)
+    assert torch.allclose(shown[0], shown[1], atol=1e-5) and torch.allclose(shown[0], shown[2], atol=1e-5)
+    back, _ = weights.with_rna_input(model, changed, "density", [], seed=0)
+    with torch.inference_mode():
+        assert torch.allclose(back(stains, rna), shown[0], atol=1e-5), "from colours to density as well"
+        assert not torch.allclose(base(stains, rna), shown[0], atol=1e-3), "the base does see it"

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "benchmarks" / "paper"
@@ -63,23 +62,49 @@ def test_touching_cells_get_sets_without_a_common_gene(modules):
         assert np.array_equal(chosen, profiles.sets_of_cells(len(squares), pairs, np.random.default_rng(seed)))
 
 
-def test_a_warm_start_is_the_base_without_its_eyes_for_rna(modules):
-    ablations, finetuning = modules("ablations"), modules("finetuning")
-    stains, rna = torch.rand(1, 2, 32, 32), torch.rand(1, 1, 32, 32)
-    genes = torch.randint(0, 3, (1, 1, 32, 32)).float()
-    shown = {}
-    for kind, names, image in (("density", [], rna), ("coexpression", ["a", "b"], genes), ("learned", ["a", "b"], genes)):
-        model, card = ablations.warmed(finetuning.BASE, kind, names, seed=0)
-        model.eval()
-        with torch.inference_mode():
-            shown[kind] = model(stains, image)
-            assert torch.allclose(model(stains, torch.zeros_like(image)), shown[kind], atol=1e-5)
-        assert card.rna_input == kind and card.genes == names
-    assert torch.allclose(shown["density"], shown["learned"], atol=1e-5) and torch.allclose(shown["density"], shown["coexpression"], atol=1e-5)
-
-
 def test_tables_have_the_columns_of_all_rows(modules, tmp_path):
     tables = modules("tables")
     text = tables.write(tmp_path, "t", [{"method": "a", "iou": 0.12345}, {"method": "b", "note": "not run"}])
     assert text.splitlines() == ["| method | iou | note |", "| --- | --- | --- |", "| a | 0.123 |  |", "| b |  | not run |"]
     assert rows_of(tmp_path / "t.csv") == [{"method": "a", "iou": "0.123", "note": ""}, {"method": "b", "iou": "", "note": "not run"}]
+
+
+def test_seeds_give_a_mean_and_half_of_the_range(modules, tmp_path):
+    tables = modules("tables")
+    row = {"method": "a"} | tables.spread([{"iou": 0.5, "pq": None}, {"iou": 0.7, "pq": 0.25}, {"iou": 0.9, "pq": 0.75}])
+    assert tables.write(tmp_path, "t", [row]).splitlines()[2] == "| a | 0.700 ± 0.200 | 0.500 ± 0.250 |"
+    assert rows_of(tmp_path / "t.csv") == [{"method": "a", "iou": "0.700", "iou ±": "0.200", "pq": "0.500", "pq ±": "0.250"}]
+    assert tables.spread([{"iou": 0.5, "pq": None}]) == {"iou": 0.5, "pq": None}
+
+
+def test_rna_iou_of_label_images(modules):
+    ablations = modules("ablations")
+
+    class Sample:
+        truth = np.array([[1, 1, 1, 2, 2, 0]])
+        places = np.array([0, 1, 1, 3, 4, 5])
+
+        def cells_of_transcripts(self, labels):
+            return labels.ravel()[self.places]
+
+    # Cell 1 loses two of its three transcripts to cell 9, which holds both of cell 2 and one of none.
+    found = ablations.scores(Sample(), np.array([[5, 9, 5, 9, 9, 9]]))
+    assert found["RNA IoU"] == pytest.approx((1 / 3 + 2 / 5) / 2)
+    assert found["pixel IoU"] == pytest.approx((2 / 3 + 2 / 4) / 2)
+
+
+def test_pictures_for_cellpose_hold_what_each_network_sees(modules):
+    cellpose_weights = modules("cellpose_weights")
+    (nuclei,), (cyto,) = (cellpose_weights.pictures(role, 1, 128, seed=3, held_out=True) for role in ("nuclei", "cyto"))
+    assert nuclei.stains.shape == cyto.stains.shape == (2, 128, 128) and nuclei.labels.shape == (128, 128)
+    assert not nuclei.stains[1].any() and cyto.stains[0].any() and cyto.stains[1].any()
+    assert len(np.unique(nuclei.labels)) > 3 < len(np.unique(cyto.labels))
+    inside = nuclei.labels > 0
+    assert nuclei.stains[0][inside].mean() > nuclei.stains[0][~inside].mean() + 0.2
+    assert inside.sum() < (cyto.labels > 0).sum()
+
+
+def test_a_cellpose_network_starts_with_the_layers_of_the_base(modules):
+    cellpose_weights, finetuning = modules("cellpose_weights"), modules("finetuning")
+    model, shared = cellpose_weights.started("nuclei", finetuning.BASE, seed=1)
+    assert shared == 303 and len(model.net.state_dict()) == 313 and float(model.net.diam_mean) == 17.0

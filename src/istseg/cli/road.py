@@ -181,7 +181,9 @@ def train(
     base: Annotated[str, typer.Option(help="Base weights (.safetensors, or .pt of the published package), or `scratch`.")] = "scratch",
     base_sha256: Annotated[Optional[str], typer.Option()] = None,
     backbone: Annotated[Optional[Backbone], typer.Option(help="With `--base scratch`; a base keeps its own. Default: cnn.")] = None,
-    rna_input: Annotated[Optional[RnaInput], typer.Option(help="With `--base scratch`; a base keeps its own. Default: density.")] = None,
+    rna_input: Annotated[
+        Optional[RnaInput], typer.Option(help="Default: density from scratch, a base's own. With another, what reads the RNA learns anew, all else goes on.")
+    ] = None,
     epochs: Annotated[Optional[int], typer.Option(min=1, help="Default: 20 from a base, 30 from scratch.")] = None,
     patience: Annotated[
         Optional[int], typer.Option(min=0, help="Stop after so many epochs without a better validation; 0: never. Default: 5 from a base, 0 from scratch.")

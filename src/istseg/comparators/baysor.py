@@ -24,6 +24,8 @@ from istseg.errors import InputError
 BAYSOR_VERSION = "0.7.1"
 """Whose formats are read."""
 SEGMENTATION, POLYGONS = "segmentation.csv", "segmentation_polygons_2d.json"
+_LEAST = 3
+"""Molecules that a polygon needs."""
 _COLUMNS = ["transcript_id", "x", "y", "cell", "is_noise"]
 
 
@@ -43,7 +45,8 @@ def problems(surroundings: Surroundings) -> list[str]:
 def collect(raw: Path, prepared: Prepared) -> Collected:
     """Read the molecules and polygons of Baysor 0.7.
 
-    Cells are numbered from 1 in the order of their names. Polygons come only for cells with three molecules or more; the others get the hull of theirs.
+    Cells are numbered from 1 in the order of their names. Cells of fewer than three molecules get the hull of theirs: version 0.7.0 draws no polygon around
+    them, 0.7.1 a crossed one of no width. A polygon around no molecule is no cell: Baysor's own table of cells leaves those out, too.
 
     Parameters
     ----------
@@ -58,12 +61,13 @@ def collect(raw: Path, prepared: Prepared) -> Collected:
     """
     table = _molecules(raw / SEGMENTATION)
     polygons = _polygons(raw / POLYGONS)
-    names = sorted(set(pc.unique(table["cell"]).to_pylist()) | set(polygons))
-    number = {name: i for i, name in enumerate(names, start=1)}
+    names = sorted(pc.unique(table["cell"]).to_pylist())
     cells = pc.index_in(table["cell"], pa.array(names, pa.string())).to_numpy().astype(np.int64) + 1
+    molecules = np.bincount(cells, minlength=len(names) + 1)
+    outlines = {i: polygons[name] for i, name in enumerate(names, start=1) if name in polygons and molecules[i] >= _LEAST}
     xy = np.column_stack([table["x"], table["y"]]).astype(float).reshape(-1, 2)
-    bare = ~np.isin(cells, [number[name] for name in polygons])
-    outlines = {number[name]: polygon for name, polygon in polygons.items()} | hulls(xy[bare], cells[bare])
+    bare = ~np.isin(cells, list(outlines))
+    outlines |= hulls(xy[bare], cells[bare])
     return Collected(outlines, table["transcript_id"].to_numpy().astype(np.int64), cells, {"formats_of": BAYSOR_VERSION})
 
 

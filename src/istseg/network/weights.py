@@ -22,6 +22,8 @@ from istseg.network.model import Rna2Seg
 CARD_KEY = "istseg_card"
 SCRATCH = "scratch"
 """In place of a base: untrained weights."""
+STAIN_CHANNELS = 3
+"""Channels of the encoded stains in a network's input; those of the RNA follow."""
 _SHOWN = 6
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -118,6 +120,40 @@ def new(seed: int, backbone: str = "cnn", rna_input: str = "density", genes: Seq
         torch.manual_seed(seed)
         model = Rna2Seg(backbone, rna_input, len(card.genes), card.rna_form)
     return model.eval(), card
+
+
+def with_rna_input(base: Rna2Seg, card: ModelCard, rna_input: str, genes: Sequence[str], seed: int) -> tuple[Rna2Seg, ModelCard]:
+    """A base's network for another RNA input: all tensors are the base's, but for those that read the RNA, which are neutral, so that at first it sees no RNA.
+
+    Parameters
+    ----------
+    base, card
+        Of `load`; left alone.
+    rna_input, genes
+        See `new`.
+    seed
+        Of colours that are learnt.
+
+    Returns
+    -------
+    The network in evaluation mode, and the base's card with the new RNA input and no sha256.
+    """
+    model, _ = new(seed, card.backbone, rna_input, genes)
+    # What reads the input differs between a network of four channels and one of six.
+    four, six = (new(seed, card.backbone, kind, ["any"])[0].state_dict() for kind in ("density", "learned"))
+    state = model.state_dict()
+    for key, value in base.state_dict().items():
+        if key not in four:
+            continue
+        if four[key].shape == six[key].shape:
+            state[key].copy_(value)
+            continue
+        # Statistics and scales of the input are one-dimensional; weights have the input channels second.
+        place = (slice(None),) * (value.ndim > 1)
+        state[key][(*place, slice(STAIN_CHANNELS))] = value[(*place, slice(STAIN_CHANNELS))]
+        state[key][(*place, slice(STAIN_CHANNELS, None))] = 1.0 if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")) else 0.0
+    model.load_state_dict(state)
+    return model.eval(), replace(card, rna_input=rna_input, genes=list(genes), rna_form="working", sha256="")
 
 
 def save(path: str | Path, model: torch.nn.Module, card: ModelCard, half: bool = True) -> str:

@@ -70,7 +70,7 @@ def run(
     backbone
         Key of `network.model.BACKBONES`, to train from scratch; None: `cnn`. A base keeps its own.
     rna_input
-        One of `network.model.RNA_INPUTS`, to train from scratch; None: `density`. A base keeps its own.
+        One of `network.model.RNA_INPUTS`; None: `density` from scratch, that of a base. With another one than the base's, what reads the RNA learns anew.
     epochs, patience
         See `network.training.make_recipe`: what None means depends on the base.
     learning_rate, batch_size, membrane_dropout, seed
@@ -95,7 +95,8 @@ def run(
     """
     place = open_device(device)
     arithmetic = choose_precision(precision, place, training=True)
-    model, card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
+    model, base_card, found = _inputs(patches, base, base_sha256, backbone, rna_input, seed)
+    card = base_card
     refs = thin(found, max_patches)
     out = Path(out)
     # Beside the results: a training that is killed leaves its targets where the next try removes them.
@@ -111,14 +112,16 @@ def run(
             if reason := gate.foregone(before):
                 _write_untrained(out, name, Path(base), card, found, reason, before, parts.holdout)
                 return
+        if rna_input not in (None, card.rna_input):
+            model, card = weights.with_rna_input(model, card, rna_input, _genes(refs, rna_input), seed)
         train_store, validation_store = _stores(parts, work, device, card.genes)
     except TooFewPatches as error:
         shutil.rmtree(work, ignore_errors=True)
         if base == weights.SCRATCH:
             raise
-        _write_untrained(out, name, Path(base), card, found, str(error))
+        _write_untrained(out, name, Path(base), base_card, found, str(error))
         return
-    if base == weights.SCRATCH and card.rna_input == "coexpression":
+    if card.rna_input == "coexpression" and (base == weights.SCRATCH or card.rna_input != base_card.rna_input):
         model.gene_image.table[1:] = torch.from_numpy(patch_colours(parts.train, card.genes, seed))
     recipe = training.make_recipe(
         base == weights.SCRATCH,
@@ -133,7 +136,7 @@ def run(
     data = _data_hash(refs)
     log.info("%d patches: %d train, %d validate, %d held out", len(refs), len(parts.train), len(parts.validation), len(parts.holdout))
     checkpoint = out / CHECKPOINT
-    fingerprint = repr((data, card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
+    fingerprint = repr((data, base_card.sha256, card.backbone, card.rna_input, validation_fraction, holdout_fraction))
     with computing_in(arithmetic):
         fitted = training.fit(model, train_store, validation_store, recipe, card.image_form, device, checkpoint, fingerprint)
         model.load_state_dict(weights.rounded(fitted.state))
@@ -145,13 +148,13 @@ def run(
     facts = _facts(refs, found, parts, recipe, fitted, data, decision) | {"device": device, "precision": str(arithmetic).removeprefix("torch.")}
     notes = ["labels of a teacher, curated by rules: no person annotated them"]
     parent = "" if base == weights.SCRATCH else card.name
-    tuned = replace(card, name=name, parent=parent, parent_sha256=card.sha256, training=facts, notes=notes, sha256="")
+    tuned = replace(card, name=name, parent=parent, parent_sha256=base_card.sha256, training=facts, notes=notes, sha256="")
     if accepted:
         card = replace(tuned, sha256=weights.save(out / "model.safetensors", model, tuned))
     else:
         # For whoever wants to see what was refused; no later stage reads it.
         weights.save(out / REFUSED, model, tuned)
-        card = _keep_base(Path(base), card, out / "model.safetensors")
+        card = _keep_base(Path(base), base_card, out / "model.safetensors")
     write_json(out / "model_card.json", card.as_dict() | {"attempt": facts, "decision": decision})
     write_json(out / "curves.json", _curves(samples, name, fitted, base))
     write_json(out / "decision.json", decision)
@@ -177,11 +180,13 @@ def _inputs(
     if loaded is not None:
         card = replace(loaded[1], working_um=refs[0].working_um) if base == weights.SCRATCH and refs else loaded[1]
         loaded = loaded[0], card
-        for what, asked, own in (("backbone", backbone, card.backbone), ("RNA input", rna_input, card.rna_input)):
-            if base != weights.SCRATCH and asked not in (None, own):
-                option = "--" + what.lower().replace(" ", "-")
-                problems.append(f"{base}: its {what} is {own}, not {asked} as asked; a base keeps its own: leave {option} out or use --base {weights.SCRATCH}.")
+        if base != weights.SCRATCH and backbone not in (None, card.backbone):
+            problems.append(
+                f"{base}: its backbone is {card.backbone}, not {backbone} as asked; a base keeps its own: leave --backbone out or use --base {weights.SCRATCH}."
+            )
         problems += _panel_problems(card, refs, base)
+        if rna_input not in (None, "density", card.rna_input):
+            problems += _map_problems(refs, rna_input, bool(_genes(refs, rna_input)))
         for ref in refs:
             try:
                 card.check_tile(ref.working_um, str(ref.path))
@@ -193,19 +198,21 @@ def _inputs(
 
 
 def _scratch(refs: list[PatchRef], backbone: str, rna_input: str, seed: int) -> tuple[Rna2Seg, ModelCard]:
-    """Untrained model; with gene colours for all genes that the patches show, by name."""
-    genes = sorted(set().union(*(ref.genes or () for ref in refs))) if rna_input != "density" else []
-    return weights.new(seed, backbone, rna_input, genes)
+    """Untrained model; with gene colours for all genes that the patches show."""
+    return weights.new(seed, backbone, rna_input, _genes(refs, rna_input))
+
+
+def _genes(refs: list[PatchRef], rna_input: str) -> list[str]:
+    """Genes that an RNA input takes from the patches, by name."""
+    return sorted(set().union(*(ref.genes or () for ref in refs))) if rna_input != "density" else []
 
 
 def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[str]:
     """Why a model with gene colours cannot learn from the patches."""
     if card.rna_input == "density" or not refs:
         return []
-    if without := [ref for ref in refs if ref.genes is None]:
-        return [f"{without[0].path}: this patch and {len(without) - 1} others have no gene map, which the RNA input {card.rna_input} needs; run curate again."]
-    if not card.genes:
-        return [f"{refs[0].path}: this patch and {len(refs) - 1} others show no transcript; use --rna-input density."]
+    if found := _map_problems(refs, card.rna_input, bool(card.genes)):
+        return found
     if base == weights.SCRATCH:
         return []
     problems = []
@@ -215,6 +222,15 @@ def _panel_problems(card: ModelCard, refs: list[PatchRef], base: str) -> list[st
         except InputError as error:
             problems += error.problems
     return problems
+
+
+def _map_problems(refs: list[PatchRef], rna_input: str, any_gene: bool) -> list[str]:
+    """Why an RNA input in gene colours cannot be made of the patches."""
+    if without := [ref for ref in refs if ref.genes is None]:
+        return [f"{without[0].path}: this patch and {len(without) - 1} others have no gene map, which the RNA input {rna_input} needs; run curate again."]
+    if refs and not any_gene:
+        return [f"{refs[0].path}: this patch and {len(refs) - 1} others show no transcript; use --rna-input density."]
+    return []
 
 
 def _stores(parts: Split, work: Path, device: str, genes: list[str]) -> tuple[PatchStore, PatchStore]:
