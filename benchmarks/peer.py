@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-HOME = Path(os.environ.get("ISTSEG_PEER") or Path(__file__).resolve().parents[1] / ".istseg" / "peer")
+STATE = Path(__file__).resolve().parents[1] / ".istseg"
+HOME = Path(os.environ.get("ISTSEG_PEER") or STATE / "peer")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` counts the seconds of processors that the process used: what other work on the machine takes is not in it, but neither is waiting."""
 LOCK = Path(__file__).with_name("peer.lock")
@@ -30,9 +31,10 @@ def python() -> Path:
     stamp = HOME / "peer.lock"
     if stamp.is_file() and stamp.read_bytes() == LOCK.read_bytes():
         return HOME / "bin" / "python"
-    uv = shutil.which("uv")
+    # That of `make setup` where there is no other.
+    uv = shutil.which("uv") or shutil.which("uv", path=str(STATE / "bootstrap" / "bin"))
     if uv is None:
-        sys.exit("the peer's environment is made with uv, which is not on the PATH: install it or use --no-peer")
+        sys.exit("the peer's environment is made with uv, which is not there: run `make setup` or use --no-peer")
     print("making the peer's environment (once)", file=sys.stderr)
     subprocess.run([uv, "venv", "--clear", "-q", "--python", "3.11", str(HOME)], check=True)
     subprocess.run([uv, "pip", "install", "-q", "--python", str(HOME / "bin" / "python"), "-r", str(LOCK)], check=True)

@@ -67,11 +67,17 @@ class Finisher:
 def finisher(out: Path, apart: bool) -> Iterator[Finisher]:
     """A `Finisher` that writes below a folder; `apart` in processes where there are CPUs for them, else in one thread."""
     workers = min(PROCESSES, given_cpus() - 1) if apart else 1
-    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ready) if workers > 1 else ThreadPoolExecutor(1)
     with pool:
+        # Processes start with the first task: not only when the first tile is there.
+        pool.submit(_ready)
         made = Finisher(pool, max(workers, 1), out)
         yield made
         made.close()
+
+
+def _ready() -> None:
+    """All that a process does before its first tile: importing this module takes a second."""
 
 
 def finish(tile: Tile, labels: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None, record: dict[str, Any], out: Path, prediction: float) -> str:

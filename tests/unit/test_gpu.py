@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,20 @@ import pytest
 import torch
 from skimage.measure import label as connected
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg.artifacts.labels import TileLabels
+from istseg.artifacts.tiles import Tile
 from istseg.network import kernels, weights
+from istseg.network.dataset import PatchStore, find_patches
 from istseg.network.dynamics import labels_from_field, tidy
 from istseg.network.flows import flow_targets
 from istseg.network.inference import Predictor, open_device
+from istseg.network.loading import DeviceTile, load
+from istseg.network.training import Recipe, fit
 from istseg.qc.matching import match_labels, scores
+from istseg.stages import segment
+from network_fixtures import cut, paint
+from training_fixtures import write_patches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -150,3 +160,53 @@ def test_other_backbones_predict_and_learn(device, tissue, backbone):
         optimiser.step()
         optimiser.zero_grad()
     assert losses[-1] < losses[0]
+
+
+def test_windows_cut_on_the_gpu_are_those_of_the_cpu(device, tmp_path):
+    painting = paint(430, 500, membranes=3, seed=1)
+    painting.stains[1] += 60000
+    model, card = weights.load(MODEL)
+    predictor = Predictor(model, card, torch.device("cpu"), torch.float32)
+    for folder in cut(painting, tmp_path, 2):
+        tile = Tile.read(folder)
+        boxes = [tile.window_grid.window_box(*at) for at in (*tile.windows, *tile.ring_windows)]
+        wanted = np.stack([predictor.inputs(tile, box) for box in boxes])
+        found = DeviceTile(load(tile, card, pinned=True), card, device).windows(boxes)
+        assert found.is_cuda
+        assert np.array_equal(found.cpu()[:, :-1], wanted[:, :-1]), "the stains, bit for bit"
+        np.testing.assert_allclose(found.cpu()[:, -1], wanted[:, -1], rtol=1e-5, atol=1e-6 * wanted[:, -1].max())
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_the_stage_gives_the_cells_of_the_cpu_and_again_the_same(device, tmp_path, monkeypatch, cpus):
+    """With files written by a thread and by processes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cpus))
+    tiles = cut(paint(300, 700, membranes=2, seed=4), tmp_path / "tiles", 2)
+    assert len(tiles) > 2
+    filters = {"logit_threshold": None, "min_flow": None, "flow_error": 0.9, "min_cell_area_um2": 12.8, "flow_steps": 60}
+    found = {}
+    for name, place, precision in (("cpu", "cpu", "float32"), ("first", "cuda", "auto"), ("second", "cuda", "auto")):
+        out = tmp_path / name
+        segment.run(tiles=tiles, model=MODEL, out=out, model_sha256=None, batch_size=4, device=place, precision=precision, **filters)
+        found[name] = [TileLabels.read(out / tile.name) for tile in tiles]
+    for on_cpu, first, second in zip(*found.values(), strict=True):
+        assert on_cpu.layers["cells"].max() > 10
+        assert scores(match_labels(on_cpu.layers["cells"], first.layers["cells"]), (0.9,))["ap@0.9"] > 0.95
+        assert np.array_equal(first.layers["cells"], second.layers["cells"])
+        assert first.objects["geometry"].equals(second.objects["geometry"])
+        assert first.method["device"] == "cuda"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_training_learns_on_the_gpu(device, tmp_path, frozen):
+    write_patches(tmp_path / "p", 2)
+    refs = find_patches([tmp_path / "p"])
+    train, validation = PatchStore(tmp_path / "t", "cuda"), PatchStore(tmp_path / "v", "cuda")
+    for store, some in ((train, refs[:2]), (validation, refs[3:])):
+        store.folder.mkdir()
+        for ref in some:
+            store.add(ref)
+    recipe = Recipe(epochs=4, batch_size=2, crop_wpx=64, seed=1, freeze_norm=frozen, learning_rate=3e-4 if frozen else 1e-3)
+    model, _ = weights.load(MODEL) if frozen else weights.new(5)
+    fitted = fit(model, train, validation, recipe, "working", "cuda", tmp_path / "c.pt")
+    assert min(epoch["validation_loss"] for epoch in fitted.epochs) < fitted.start["validation_loss"]

@@ -7,6 +7,7 @@ near the border need them); `owned` tells them apart.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class TileLabels:
         """
         with whole(folder) as part:
             part.mkdir()
-            np.savez_compressed(part / "labels.npz", **{k: v.astype(np.int32, copy=False) for k, v in self.layers.items()})
+            _write_layers(part / "labels.npz", self.layers)
             self.objects[OBJECT_COLUMNS].to_parquet(part / "objects.parquet", index=False)
             meta = {k: v for k, v in asdict_light(self).items() if k not in ("layers", "objects")}
             meta["method"] = self.method | late()
@@ -71,6 +72,14 @@ class TileLabels:
         objects = pd.read_parquet(folder / "objects.parquet")
         objects = objects[objects["layer"].isin(arrays)]
         return cls(meta["sample"], meta["tile_id"], tuple(meta["core"]), tuple(meta["region"]), arrays, objects, meta["method"])
+
+
+def _write_layers(path: Path, layers: dict[str, np.ndarray]) -> None:
+    """As `np.savez_compressed`, at the fastest level: a third of the time, and label images still shrink to a thirtieth."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, labels in layers.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, labels.astype(np.int32, copy=False), allow_pickle=False)
 
 
 def read_layers(folder: Path, layers: list[str]) -> dict[str, np.ndarray]:
@@ -118,19 +127,17 @@ def describe(
     -------
     DataFrame with `OBJECT_COLUMNS`, one row per label, by label.
     """
-    at = np.flatnonzero(labels)
-    # By hashing: sorting all pixels takes ten times as long.
-    key, ids = pd.factorize(labels.ravel()[at], sort=True)
+    value, y, x, length = _runs(labels)
+    key, ids = pd.factorize(value, sort=True)
     n = len(ids)
-    area = np.bincount(key, minlength=n)
-    y = np.repeat(np.arange(len(labels)), np.count_nonzero(labels, axis=1))
-    x = at - y * labels.shape[1]
 
     def sum_of(values: np.ndarray) -> np.ndarray:
         return np.bincount(key, weights=values, minlength=n)
 
     # Sums of integers below 2^53 are exact in any order: the centroid, and so the owner, is the same in every tile.
-    cy, cx = sum_of(y + region[0]) / area + 0.5, sum_of(x + region[1]) / area + 0.5
+    area = sum_of(length)
+    middle = 2 * x + length - 1
+    cy, cx = sum_of((y + region[0]) * length) / area + 0.5, sum_of((middle + 2 * region[1]) * length // 2) / area + 0.5
     owned = (cy >= core[0]) & (cy < core[2]) & (cx >= core[1]) & (cx < core[3])
     cut = np.zeros(n, bool)
     for edge, inside in (
@@ -159,6 +166,18 @@ def describe(
     geometry[np.searchsorted(table["label"], found)] = shapely.to_wkb(polygons)
     table["geometry"] = geometry
     return table[OBJECT_COLUMNS]
+
+
+def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Label, row, first column and length of each run of one label along a row, background left out: fifty times fewer than pixels."""
+    begins = np.ones(labels.shape, bool)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
+    at = np.flatnonzero(begins)
+    length = np.diff(np.append(at, labels.size))
+    value = labels.ravel()[at]
+    of_object = value > 0
+    y, x = np.divmod(at[of_object], labels.shape[1])
+    return value[of_object], y, x, length[of_object]
 
 
 def outlines_of(labels: np.ndarray, wanted: np.ndarray, offset: tuple[int, int] = (0, 0)) -> dict[int, shapely.Polygon]:

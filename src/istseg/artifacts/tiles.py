@@ -101,11 +101,16 @@ class Tile:
 
     def transcript_counts(self, controls: bool = False) -> np.ndarray:
         """(y, x) int32: number of transcripts in each working pixel of the region; control probes are left out by default."""
+        flat = self.transcript_pixels(controls)
+        return np.bincount(flat, minlength=self.shape[0] * self.shape[1]).astype(np.int32).reshape(self.shape)
+
+    def transcript_pixels(self, controls: bool = False) -> np.ndarray:
+        """(n,) int64 flat working pixel in the region of each transcript that lies in it; control probes are left out by default."""
         table = self.transcripts(["x_wpx", "y_wpx", "is_control"])
         if not controls:
             table = table[~table["is_control"]]
         inside, flat = self.pixels(table)
-        return np.bincount(flat[inside], minlength=self.shape[0] * self.shape[1]).astype(np.int32).reshape(self.shape)
+        return flat[inside]
 
     def sample_genes(self) -> dict[str, int]:
         """Transcripts of each gene in the whole sample, controls left out; genes without any are there with 0."""

@@ -221,7 +221,7 @@ def segment(
     flow_error: Annotated[float, typer.Option(min=0, help="Cells whose flow differs more from their shape's are dropped; 0 keeps all.")] = 0.9,
     min_cell_area_um2: MinArea = 12.8,
     flow_steps: Annotated[int, typer.Option(min=10)] = 60,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per step of the network.")] = 1,
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Windows per step of the network. Default: 1 on a CPU, 32 on a GPU.")] = None,
     device: Device = "cpu",
     precision: PrecisionOption = Precision.auto,
 ) -> None:

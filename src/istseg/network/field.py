@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from istseg.artifacts.tiles import Tile
 from istseg.grid import Box, WindowGrid
@@ -21,6 +22,7 @@ NO_TISSUE_LOGIT = -1e4
 
 Inputs = Callable[[Tile, Box], np.ndarray]
 Predict = Callable[[Tensor], Tensor]
+Cut = Callable[[list[Box]], Tensor]
 
 
 def blend_windows(
@@ -31,7 +33,7 @@ def blend_windows(
     inputs: Inputs | None = None,
     fill: bool = True,
     channels: int = 3,
-    readers: int = 1,
+    cut: Cut | None = None,
 ) -> Tensor:
     """Predict windows and blend them over the tile's region.
 
@@ -52,8 +54,8 @@ def blend_windows(
         `predict` computes windows one by one (`Predictor.one_by_one`).
     channels
         That `predict` gives: flow y, flow x, logit, and what else a network has.
-    readers
-        Windows that are read at once; each takes a CPU.
+    cut
+        In place of `inputs`: makes those of a whole batch, on the device of the predictions.
 
     Returns
     -------
@@ -65,7 +67,9 @@ def blend_windows(
     chosen = sorted(set(tile.windows) | set(tile.ring_windows) if windows is None else set(windows))
     height, width = tile.shape
     field = weight = window_weight = torch.empty(0)
-    for at, predicted in _predictions(tile, predict, chosen, batch_size, inputs or stain_window, fill, readers):
+    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    stacks = _cut(tile, batches, cut) if cut else _read(tile, batches, inputs or stain_window)
+    for at, predicted in _predictions(batches, stacks, predict, batch_size if fill else 0):
         if not field.numel():
             field, weight = (predicted.new_zeros((n, height, width)) for n in (channels, 1))
             window_weight = torch.from_numpy(taper(grid)).to(predicted.device)
@@ -76,7 +80,7 @@ def blend_windows(
         weight[:, *place] += w
     if not field.numel():
         field, weight = (torch.zeros((n, height, width)) for n in (channels, 1))
-    seen = torch.from_numpy(_computed_cores(tile, chosen)).to(field.device)
+    seen = _computed_cores(tile, chosen, field.device)
     field /= weight.masked_fill_(~seen, 1)
     field.masked_fill_(~seen, 0)
     field[2].masked_fill_(~seen, NO_TISSUE_LOGIT)
@@ -85,14 +89,14 @@ def blend_windows(
 
 def stain_window(tile: Tile, box: Box) -> np.ndarray:
     """(C, h, w) float32 normalised stains of a window box, reflected outside the mosaic."""
-    rows, columns, cover = _reflection(tile, box)
+    rows, columns, cover = reflect_box(tile, box)
     stains = tile.normalised(cover)
     return stains if cover == box else stains.take(rows, 1).take(columns, 2)
 
 
 def count_window(tile: Tile, counts: np.ndarray, box: Box) -> np.ndarray:
     """(h, w) of a window box from `counts` = `tile.transcript_counts()` of the region, reflected outside the mosaic."""
-    rows, columns, cover = _reflection(tile, box)
+    rows, columns, cover = reflect_box(tile, box)
     y, x = cover[0] - tile.region[0], cover[1] - tile.region[1]
     if cover == box:
         return counts[y : y + len(rows), x : x + len(columns)]
@@ -115,38 +119,46 @@ def taper(grid: WindowGrid) -> np.ndarray:
     return line[:, None] * line
 
 
-def _computed_cores(tile: Tile, windows: list[tuple[int, int]]) -> np.ndarray:
+def _computed_cores(tile: Tile, windows: list[tuple[int, int]], device: torch.device) -> Tensor:
     """(h, w) bool over the region: the cores of the windows."""
     grid = tile.window_grid
-    seen = np.zeros(tile.shape, bool)
+    seen = torch.zeros(tile.shape, dtype=torch.bool, device=device)
     for at in windows:
         _, place = _overlap(grid.core(*at), tile.region)
         seen[place] = True
     return seen
 
 
-def _predictions(
-    tile: Tile, predict: Predict, windows: list[tuple[int, int]], batch_size: int, inputs: Inputs, fill: bool, readers: int
-) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Prediction of each window in order; the next batch is read while one is computed."""
+def _predictions(batches: list[list[tuple[int, int]]], stacks: Iterator[Tensor], predict: Predict, size: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Prediction of each window in order; batches are filled with zeros up to a size."""
+    for batch, stack in zip(batches, stacks, strict=True):
+        filled = F.pad(stack, (0, 0, 0, 0, 0, 0, 0, size - len(stack))) if len(stack) < size else stack
+        yield from zip(batch, predict(filled).float(), strict=False)
+
+
+def _cut(tile: Tile, batches: list[list[tuple[int, int]]], cut: Cut) -> Iterator[Tensor]:
+    """Inputs of each batch."""
     grid = tile.window_grid
-    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    for batch in batches:
+        yield cut([grid.window_box(*at) for at in batch])
+
+
+def _read(tile: Tile, batches: list[list[tuple[int, int]]], inputs: Inputs) -> Iterator[Tensor]:
+    """Inputs of each batch, window by window; those of the next one are read while one is computed."""
+    grid = tile.window_grid
 
     def read(at: tuple[int, int]) -> np.ndarray:
         return np.asarray(inputs(tile, grid.window_box(*at)), np.float32)
 
-    with ThreadPoolExecutor(readers) as pool:
+    with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, at) for at in batches[0]] if batches else []
-        for i, batch in enumerate(batches):
+        for i in range(len(batches)):
             arrays = [future.result() for future in waiting]
             waiting = [pool.submit(read, at) for at in batches[i + 1]] if i + 1 < len(batches) else []
-            stack = torch.zeros((batch_size if fill else len(arrays), *arrays[0].shape))
-            for k, array in enumerate(arrays):
-                stack[k] = torch.from_numpy(array)
-            yield from zip(batch, predict(stack).float(), strict=False)
+            yield torch.from_numpy(np.stack(arrays))
 
 
-def _reflection(tile: Tile, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:
+def reflect_box(tile: Tile, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:
     """Rows and columns of a window box, reflected at the mosaic's edge, relative to the smallest box that holds them all."""
     grid = tile.window_grid
     rows, columns = reflect(box[0], box[2], grid.height), reflect(box[1], box[3], grid.width)

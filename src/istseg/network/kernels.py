@@ -6,7 +6,9 @@ Maps are (B, C, H, W) in channels-last order, C a multiple of 8, bfloat16 or flo
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import lru_cache
+from threading import Lock, Thread
 
 import torch
 from torch import Tensor
@@ -125,6 +127,7 @@ extern "C" __global__ void flatten(int* parent, int n) {
 }
 """
 _SOURCES = {"spread": _HEAT, "unite_runs": _COMPONENTS, "flatten": _COMPONENTS}
+_compiling = Lock()
 
 
 def source_of(name: str, precision: torch.dtype | None = None) -> str:
@@ -132,6 +135,7 @@ def source_of(name: str, precision: torch.dtype | None = None) -> str:
     return _SOURCES[name] if precision is None else _NUMBERS[precision] + _MAPS
 
 
+@lru_cache
 def compiled(source: str, capability: tuple[int, int]) -> bytes:
     """Machine code for GPUs of a compute capability. By NVRTC alone: `torch.cuda._compile_kernel` asks for an installed CUDA toolkit, whose headers are not
     needed here.
@@ -166,9 +170,27 @@ def _checked(failed: int, why: str) -> None:
         raise IstsegError(f"the kernels for the GPU do not compile (NVRTC error {failed}): {why}")
 
 
+def prepare(precision: torch.dtype) -> None:
+    """Begin to compile all kernels for this GPU, in a thread beside other work. An error comes up again where a kernel is used."""
+    sources = {*_SOURCES.values(), *([source_of("activate", precision)] if precision in _NUMBERS else [])}
+
+    def work() -> None:
+        with suppress(IstsegError):
+            for source in sources:
+                _code(source)
+
+    Thread(target=work, daemon=True).start()
+
+
+def _code(source: str) -> bytes:
+    """Machine code for this GPU; whoever asks while it is being compiled waits for it."""
+    with _compiling:
+        return compiled(source, torch.cuda.get_device_capability())
+
+
 @lru_cache
 def _kernel(name: str, precision: torch.dtype | None = None):
-    return torch_cuda._cuda_load_module(compiled(source_of(name, precision), torch.cuda.get_device_capability()), [name])[name]
+    return torch_cuda._cuda_load_module(_code(source_of(name, precision)), [name])[name]
 
 
 def activate(x: Tensor, sign: Tensor, shift: Tensor, zoom: int = 1) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from istseg import __version__
+from istseg.ahead import ahead
 from istseg.artifacts.files import whole
 from istseg.errors import InputError
 from istseg.network.augment import Example, augment
@@ -144,7 +145,9 @@ def fit(
     # What rounds differently belongs to it: a training that goes on elsewhere must give the same result.
     identity = repr((fingerprint, asdict(recipe), rna_form, device, precision_of(torch.device(device)), __version__, torch.__version__))
     model.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate)
+    # On a GPU one pass over all weights; a CPU keeps the bits that it always gave.
+    fused = True if torch.device(device).type == "cuda" else None
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate, fused=fused)
     state = _restore(checkpoint, identity, model, optimiser)
     if state is None:
         state = {"epoch": 0, "epochs": [], "best": None, "best_epoch": 0, "start": validate(model, validation, rna_form, device)}
@@ -192,10 +195,18 @@ def validate(model: nn.Module, store: PatchStore, rna_form: str | None, device: 
 
 def collate(examples: list[Example], rna_form: str | None, device: str) -> Batch:
     """Stack examples: stains (B, c, H, W), RNA image or gene map (B, 1, H, W), flow (B, 2, H, W), cell and teach (B, H, W), on the device."""
-    stains = torch.from_numpy(np.stack([e.stains for e in examples])).to(device).contiguous(memory_format=torch.channels_last)
-    rna = torch.from_numpy(np.stack([rna_channel(e.counts, rna_form) for e in examples])[:, None]).to(device)
-    flow, cell, teach = (torch.from_numpy(np.stack([getattr(e, name) for e in examples])).to(device) for name in ("flow", "cell", "teach"))
+    return _moved(_stacked(examples, rna_form), device)
+
+
+def _stacked(examples: list[Example], rna_form: str | None) -> Batch:
+    stains, flow, cell, teach = (torch.from_numpy(np.stack([getattr(e, name) for e in examples])) for name in ("stains", "flow", "cell", "teach"))
+    rna = torch.from_numpy(np.stack([rna_channel(e.counts, rna_form) for e in examples])[:, None])
     return stains, rna, flow, cell, teach
+
+
+def _moved(batch: Batch, device: str) -> Batch:
+    stains, *others = (t.to(device, non_blocking=True) for t in batch)
+    return stains.contiguous(memory_format=torch.channels_last), *others
 
 
 def autocast(device: str):
@@ -212,7 +223,9 @@ def _epoch(
     if recipe.freeze_norm:
         for layer in _batch_norms(model):
             layer.eval()
-    total = pixels = rate = 0.0
+    rate = 0.0
+    # Summed on the device: to ask for a number is to wait for it, and a GPU would idle while the next step is launched.
+    sums_of_all = torch.zeros(2, dtype=torch.float64, device=device)
     for i, batch in enumerate(_prepared(store, _batches(store, recipe, epoch), recipe, epoch, rna_form, device)):
         rate = rate_at((epoch - 1) * steps_per_epoch + i, recipe.epochs * steps_per_epoch, recipe.learning_rate)
         for group in optimiser.param_groups:
@@ -221,7 +234,8 @@ def _epoch(
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        total, pixels = total + float(sums.flow + sums.cell), pixels + float(sums.pixels)
+        sums_of_all += torch.stack((sums.flow + sums.cell, sums.pixels)).double()
+    total, pixels = sums_of_all.tolist()
     return total / max(pixels, 1), rate
 
 
@@ -274,12 +288,15 @@ def _prepared(store: PatchStore, batches: list[list[tuple[int, int]]], recipe: R
         rng = np.random.default_rng([recipe.seed, epoch, *at])
         return augment(store.example(at[0], int(rng.integers(store.n_targets(at[0])))), rng, recipe.crop_wpx, recipe.membrane_dropout)
 
-    with ThreadPoolExecutor(2 if torch.device(device).type == "cpu" else 8) as pool:
-        waiting = [pool.submit(draw, at) for at in batches[0]] if batches else []
-        for i in range(len(batches)):
-            ready = [w.result() for w in waiting]
-            waiting = [pool.submit(draw, at) for at in batches[i + 1]] if i + 1 < len(batches) else []
-            yield collate(ready, rna_form, device)
+    on_gpu = torch.device(device).type == "cuda"
+
+    def prepare(batch: list[tuple[int, int]]) -> Batch:
+        made = _stacked(list(pool.map(draw, batch)), rna_form)
+        return tuple(t.pin_memory() for t in made) if on_gpu else made
+
+    with ThreadPoolExecutor(8 if on_gpu else 2) as pool:
+        for _, batch in ahead(batches, prepare):
+            yield _moved(batch, device)
 
 
 def _shown(store: PatchStore, recipe: Recipe, epoch: int, rna_form: str | None, device: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from istseg.ahead import ahead
 from istseg.artifacts.tiles import Tile
-from istseg.cpus import given_cpus
 from istseg.errors import InputError
 from istseg.finishing import finisher
-from istseg.network import weights
+from istseg.network import kernels, weights
 from istseg.network.dynamics import labels_from_field, object_means
 from istseg.network.field import blend_windows
 from istseg.network.inference import Predictor, choose_precision, open_device
+from istseg.network.loading import DeviceTile, LoadedTile, load
 from istseg.progress import track
 
 log = logging.getLogger("istseg")
 
-READERS = {"cpu": 1, "cuda": 8}
-"""Windows that are read together at most: a GPU is faster than a CPU that reads for it."""
+BATCH_WINDOWS = {"cpu": 1, "cuda": 32}
+"""A CPU gains nothing by more than one. On a GPU results depend on the size of a batch by rounding, so it does not follow the memory that is free."""
 
 
 def run(
@@ -37,7 +38,7 @@ def run(
     flow_error: float,
     min_cell_area_um2: float,
     flow_steps: int,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     precision: str,
 ) -> None:
@@ -58,7 +59,7 @@ def run(
     min_cell_area_um2
         Smallest cell, µm².
     batch_size
-        Windows per step of the network.
+        Windows per step of the network; None for `BATCH_WINDOWS`.
     device
         `cpu` or `cuda`.
     precision
@@ -72,26 +73,34 @@ def run(
         If the device is not there.
     """
     place = open_device(device)
-    network, card = weights.load(model, model_sha256)
-    read = _read_all(tiles, card)
-    predictor = Predictor(network, card, place, choose_precision(precision, place))
-    parameters = filter_of(card, logit_threshold, min_flow, flow_error, min_cell_area_um2, flow_steps)
-    method = {
-        "model": card.name,
-        "model_sha256": card.sha256,
-        "rna_form": card.rna_form,
-        "rna_input": card.rna_input,
-        "parameters": parameters,
-        "batch_size": batch_size,
-        **predictor.method,
-    }
-    with finisher(Path(out), apart=place.type == "cuda") as finishing:
-        for tile in track(read, "segment"):
-            begin = time.perf_counter()
-            labels, field = predict_tile(tile, predictor, parameters, batch_size)
+    on_gpu = place.type == "cuda"
+    batch_size = batch_size or BATCH_WINDOWS[place.type]
+    with finisher(Path(out), apart=on_gpu) as finishing:
+        arithmetic = choose_precision(precision, place)
+        if on_gpu:
+            kernels.prepare(arithmetic)
+        network, card = weights.load(model, model_sha256)
+        read = _read_all(tiles, card)
+        # Tiles are read, kernels compiled and the processes started while the network is moved to the GPU.
+        loading = ahead(read, lambda tile: load(tile, card, pinned=True) if on_gpu and tile.windows else None)
+        predictor = Predictor(network, card, place, arithmetic)
+        parameters = filter_of(card, logit_threshold, min_flow, flow_error, min_cell_area_um2, flow_steps)
+        method = {
+            "model": card.name,
+            "model_sha256": card.sha256,
+            "rna_form": card.rna_form,
+            "rna_input": card.rna_input,
+            "parameters": parameters,
+            "batch_size": batch_size,
+            **predictor.method,
+        }
+        begin = time.perf_counter()
+        for tile, loaded in track(loading, "segment", len(read)):
+            labels, field = predict_tile(tile, predictor, parameters, batch_size, loaded)
             means = None if field is None else _means(labels, field)
             record = method | {"windows": len(tile.windows), "ring_windows": len(tile.ring_windows)}
             finishing.add(tile, labels, means, record, time.perf_counter() - begin)
+            begin = time.perf_counter()
 
 
 def filter_of(
@@ -112,8 +121,15 @@ def filter_of(
     }
 
 
-def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int) -> tuple[np.ndarray, Tensor | None]:
+def predict_tile(
+    tile: Tile, predictor: Predictor, parameters: dict[str, float], batch_size: int, loaded: LoadedTile | None = None
+) -> tuple[np.ndarray, Tensor | None]:
     """Cells of one tile.
+
+    Parameters
+    ----------
+    loaded
+        The tile in memory (`network.loading.load`): its windows are cut on the device. None: for a GPU it is loaded here, a CPU reads its windows one by one.
 
     Returns
     -------
@@ -121,10 +137,10 @@ def predict_tile(tile: Tile, predictor: Predictor, parameters: dict[str, float],
     """
     if not tile.windows:
         return np.zeros(tile.shape, np.int32), None
-    field = blend_windows(
-        tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one,
-        readers=min(READERS[predictor.device.type], given_cpus()),
-    )  # fmt: skip
+    if loaded is None and predictor.device.type == "cuda":
+        loaded = load(tile, predictor.card, pinned=True)
+    cut = None if loaded is None else DeviceTile(loaded, predictor.card, predictor.device).windows
+    field = blend_windows(tile, predictor.predict, batch_size=batch_size, inputs=predictor.inputs, fill=not predictor.one_by_one, cut=cut)
     labels = labels_from_field(
         field,
         logit_threshold=parameters["logit_threshold"],
