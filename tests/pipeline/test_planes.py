@@ -32,7 +32,7 @@ def compared(nextflow_module: Nextflow, request: pytest.FixtureRequest) -> Run:
     with suppress(pytest.skip.Exception):
         rows.append(f"{REAL},merscope,{request.getfixturevalue('real_data')}/merscope_mouse_liver/region_0")
     sheet = nextflow_module.samplesheet(*rows)
-    quick = ("--teacher", "vendor", "--exports", "none", "--umap_cells", 0, "--crops", 0, "--max_cpus", 1)
+    quick = ("--teacher", "vendor", "--exports", "none", "--umap_cells", 0, "--crops", 0, "--max_cpus", 2)
     return nextflow_module.run("--input", sheet, "--compare", "vendor", *quick, timeout=1400)
 
 
