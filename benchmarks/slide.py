@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side-px", type=int, default=92_000)
     parser.add_argument("--stains", type=int, default=4)
-    parser.add_argument("--planes", type=int, default=7)
+    parser.add_argument("--planes", type=int, default=1, help="That are read: of `focus` one, of `all` all.")
     parser.add_argument("--transcripts", type=float, nargs="+", default=[100.0, 500.0], help="Millions.")
     parser.add_argument("--minutes", type=float, default=10.0, help="--task_minutes.")
     parser.add_argument("--price", type=float, default=0.05, help="Of a CPU hour.")
