@@ -36,7 +36,7 @@ MODEL = {
     "calibrate": ([], ["mpx"]),
     "curate": (["tile_mpx", "tile_mtx"], ["tile_mpx", "tile_mtx"]),
     "segment": (["tile_mpx"], ["tile_mpx"]),
-    "merge": (["mpx"], ["mpx"]),
+    "merge": (["mpx", "tile_plane_mpx"], ["mpx"]),
     "assign": (["row_kpx", "mtx"], ["mpx", "mtx"]),
     "assess": (["mpx", "mtx"], ["mpx", "mtx"]),
     "coexpression": (["mtx"], ["mtx"]),
@@ -67,7 +67,7 @@ def run(size: int, stains: str, density: float, scratch: str | None) -> dict:
     working = mpx * (PIXEL_UM / boxes[0]["working_um"]) ** 2
     measures = {
         "mpx": mpx, "stain_mpx": mpx * used, "raw_mpx": mpx * channels, "row_kpx": size * channels / 1e3, "mtx": mtx,
-        "tile_mpx": max(area) * used, "tile_mtx": mtx * max(area) / working,
+        "tile_mpx": max(area) * used, "tile_plane_mpx": max(area), "tile_mtx": mtx * max(area) / working,
     }  # fmt: skip
     return {"measures": measures, "tiles": sum(area) / max(area), "stages": found}
 

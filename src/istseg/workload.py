@@ -31,7 +31,7 @@ def workload(facts: Facts, *, working_um: float, tile_um: float, overlap_um: flo
     dict
         `mpx`: Mpixel of the mosaic; `stain_mpx`: of all stains of the network; `raw_mpx`: of all stains and planes that convert reads. `row_kpx`: thousand
         pixels of one row of all stains. `mtx`: million transcripts, roughly. `tile_mpx`, `tile_mtx`: working Mpixel of the network's stains, and million
-        transcripts, in the region of a tile.
+        transcripts, in the region of a tile; `tile_plane_mpx`: of one stain.
 
     Raises
     ------
@@ -55,6 +55,7 @@ def workload(facts: Facts, *, working_um: float, tile_um: float, overlap_um: flo
         "row_kpx": width * channels / 1e3,
         "mtx": mtx,
         "tile_mpx": area * network / 1e6,
+        "tile_plane_mpx": area / 1e6,
         "tile_mtx": mtx * area / (grid.height * grid.width),
     }
 

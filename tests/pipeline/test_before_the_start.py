@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from conftest import ROOT, Nextflow
 
@@ -97,6 +98,9 @@ def test_broken_samplesheet(nextflow, name):
         assert "has the column 'path' 2 times" in text
 
 
+EVIL_NAMES = ("../up", "..", "a/../../up", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a'b", "-x", "a|b", "<b>", ".hidden")
+
+
 def test_wrong_rows_are_told_with_their_lines(nextflow):
     (nextflow.folder / "raw").mkdir()
     (nextflow.folder / "file").touch()
@@ -113,6 +117,7 @@ def test_wrong_rows_are_told_with_their_lines(nextflow):
         "q,cosmx,raw,9,",
         "r,cosmx,raw,,1-",
         "s,cosmx,raw,,1-3,7",
+        *(f'"{name}",merscope,raw,,' for name in EVIL_NAMES),
         header="sample,platform,path,pixel_size_um,fovs",
     )
     text = problems_of(nextflow, "--input", sheet)
@@ -130,7 +135,10 @@ def test_wrong_rows_are_told_with_their_lines(nextflow):
         "line 13: has 6 values, the header has 5 columns",
     ):
         assert message in text, text
+    for number, name in enumerate(EVIL_NAMES, 14):
+        assert f"line {number}, sample: '{name}' is not of the right form." in text, text
     assert "line 2," not in text
+    assert not (nextflow.folder.parent / "up").exists() and not list(nextflow.folder.rglob("pwned"))
 
 
 def test_help_lists_every_parameter_by_group(nextflow):
@@ -157,7 +165,8 @@ def test_a_raw_folder_without_data_ends_the_run_with_plain_words(nextflow):
     sheet = nextflow.samplesheet("a,merscope,raw 1 'ü", "b,cosmx,raw 1 'ü")
     baysor = nextflow.folder / "bay's or"
     baysor.touch(mode=0o755)
-    run = nextflow.run("--input", sheet, "--compare", "vendor,baysor", "--baysor", baysor.name, "--iou_thresholds", "0.0,0.5", ok=False)
+    wrong = ("--iou_thresholds", "0.0,0.5", "--gpu")
+    run = nextflow.run("--input", sheet, "--compare", "vendor,baysor", "--baysor", baysor.name, *wrong, ok=False)
     assert run.code != 0
     assert "Nothing was run: preflight found problems." in run.text
     assert {row["process"] for row in run.trace()} == {"PREFLIGHT"}
@@ -165,6 +174,7 @@ def test_a_raw_folder_without_data_ends_the_run_with_plain_words(nextflow):
     assert " a: " in told, told
     assert " b: " in told, told
     assert "--iou_thresholds: '0.0,0.5'" in told, told
+    assert torch.cuda.is_available() or "sees no GPU here" in told, "never a silent fall-back to the CPU"
     assert "--baysor" not in told, "a path from where Nextflow was started"
     assert "Traceback" not in told
     assert not (run.outdir / "report.html").exists()

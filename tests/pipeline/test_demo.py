@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import anndata
 import geopandas as gpd
@@ -101,12 +102,25 @@ def test_resume_does_nothing_but_the_report(demo, nextflow_module):
     assert {row["process"] for row in again.trace() if row["status"] != "CACHED"} == {"REPORT"}
 
 
+# As if tiles took 40 times as long as they do: a minute is not enough for all tiles of so small a sample.
+SLOW = "process { withName: 'TEACH' { ext.seconds = [start: 1.51, tile_mpx: 40] } }\n"
+
+
 def test_cells_do_not_depend_on_tiles_and_tasks(demo, nextflow_module):
-    """Another tiling and another grouping of tiles give the same cells, border cells included."""
-    other = nextflow_module.run("-profile", "test", "--compare", "none", "--exports", "none", "-resume", outdir="tiled", timeout=1400)
-    batches = [row for row in other.trace() if row["process"] == "SEGMENT"]
-    assert len(batches) > 2, "the other tiling has more tasks"
+    """Another tiling, and as many tiles for a task as take `--task_minutes`, give the same cells, border cells included. More tiles ask for more time."""
+    (nextflow_module.folder / "slow.config").write_text(SLOW)
+    given = ("-profile", "demo", "--tile_um", 90, "--task_minutes", 1, "--umap_cells", 0, "--crops", 1, "--compare", "none", "--exports", "none")
+    other = nextflow_module.run(*given, "-c", "slow.config", "-resume", outdir="tiled", timeout=1400)
+    sizes = {s["sample"]: s["size"] for s in json.loads((other.outdir / "pipeline_info" / "preflight.json").read_text())["samples"]}
     for sample in SAMPLES:
+        tasks = [row for row in other.trace() if row["process"] == "TEACH" and row["tag"].split()[0] == sample]
+        tiles = [len(list((Path(row["workdir"]) / "input" / "tiles").iterdir())) for row in tasks]
+        assert len([row for row in demo.trace() if row["process"] == "TEACH" and row["tag"].split()[0] == sample]) == 1 < len(tasks)
+        seconds = 40 * sizes[sample]["tile_mpx"]
+        assert max(tiles) == max(1, round(60 / seconds)) > 1
+        for row, n in zip(tasks, tiles, strict=True):
+            minutes, rest = re.fullmatch(r"(\d+)m(?: (\d+)s)?", row["time"]).groups()
+            assert int(minutes) * 60 + int(rest or 0) == pytest.approx(1800 + 4 * (1.51 + n * seconds), abs=1.5)
         one, many = (gpd.read_parquet(outdir / sample / "istseg.cells.parquet") for outdir in (demo.outdir, other.outdir))
         assert sorted(one.geometry.normalize().to_wkb(hex=True)) == sorted(many.geometry.normalize().to_wkb(hex=True))
 

@@ -175,18 +175,18 @@ def test_what_schedulers_are_asked_for(nextflow):
         assert "gpu" not in jobs[executor, "plain"].replace("_gpu", "")
 
 
-# Each task is ended once by the status that it is given, then succeeds.
+# Each task is ended so many times by the status that it is given, then succeeds.
 ENDED = """
 process TASK {
     tag "$code"
 
     input:
-    val code
+    tuple val(code), val(times)
 
     script:
-    "exit ${task.attempt == 1 ? code : 0}"
+    "exit ${task.attempt <= times ? code : 0}"
 }
-workflow { TASK(channel.of(1, 65, 130, 137, 140, 143, 247)) }
+workflow { TASK(channel.of([1, 1], [65, 1], [130, 1], [137, 2], [140, 2], [143, 1], [247, 3])) }
 """
 # The estimates less their margins: 100 MB, 100 s.
 ESTIMATES = """
@@ -196,36 +196,54 @@ process { withName: 'TASK' { ext.memory = [start: -800 / 3]; ext.seconds = [star
 
 
 def test_what_ended_a_task_says_what_it_asks_for_next(nextflow):
+    """Real tasks; never more than `--max_memory` and `--max_time`, and no third retry."""
     (nextflow.folder / "main.nf").write_text(ENDED)
     (nextflow.folder / "estimates.config").write_text(ESTIMATES)
-    nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "-c", "estimates.config", "--max_memory", "6.GB", "--outdir", "out")
+    limits = ("--max_memory", "300.MB", "--max_time", "300.s", "--outdir", "out")
+    done = nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "-c", "estimates.config", *limits, timeout=580)
     with open(nextflow.folder / "out" / "pipeline_info" / "trace.tsv", newline="") as stream:
         rows = sorted(csv.DictReader(stream, delimiter="\t"), key=lambda row: (int(row["tag"]), int(row["attempt"])))
     asked = {}
     for row in rows:
         asked.setdefault(int(row["tag"]), []).append((int(row["memory"]) // 2**20, int(row["time"]) // 1000, int(row["exit"])))
-    first = (100, 100)
-    same, memory, time = (100, 100, 0), (200, 100, 0), (100, 200, 0)
-    again = {130: same, 137: memory, 140: time, 143: time, 247: memory}
-    assert asked == {1: [(*first, 1)], 65: [(*first, 65)], **{code: [(*first, code), second] for code, second in again.items()}}
+    assert asked == {
+        1: [(100, 100, 1)],
+        65: [(100, 100, 65)],
+        130: [(100, 100, 130), (100, 100, 0)],
+        137: [(100, 100, 137), (200, 100, 137), (300, 100, 0)],
+        140: [(100, 100, 140), (100, 200, 140), (100, 300, 0)],
+        143: [(100, 100, 143), (100, 200, 0)],
+        247: [(100, 100, 247), (200, 100, 247), (300, 100, 247)],
+    }
+    assert done.returncode != 0, "three tasks failed for good"
 
 
-TILES = """
+# What the configuration says, asked by a script.
+ASKS = """
 include { tiles_of_a_task } from '%s/workflows/batches'
 
 workflow {
     size = [tile_mpx: 2.0, tile_mtx: 0.1]
-    println "tiles: ${tiles_of_a_task(size, params.task_minutes)}"
+    tiles = [0.01, 1, 10].collect { minutes -> tiles_of_a_task(size, minutes) }
+    println "tiles: ${tiles}"
+    options = nextflow.Global.session.config.process.containerOptions.clone()
+    options.resolveStrategy = Closure.DELEGATE_FIRST
+    gpu = [docker: 'local', podman: 'slurm', apptainer: 'slurm', singularity: 'lsf', k8s: 'k8s', none: 'local'].collect { engine, executor ->
+        task = [accelerator: engine == 'none' ? null : 1, executor: executor]
+        options.delegate = [task: task, workflow: [containerEngine: engine in ['k8s', 'none'] ? 'docker' : engine]]
+        options.call()
+    }
+    println "gpu: ${gpu}"
 }
 """
 
 
-@pytest.mark.parametrize(("minutes", "tiles"), [("0.01", 1), ("1", 29), ("10", 288)])
-def test_task_minutes_set_the_tiles_of_a_task(nextflow, minutes, tiles):
-    """Segment is the slower: 1.04 s for each of two million pixels."""
-    (nextflow.folder / "main.nf").write_text(TILES % ROOT)
-    done = nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "--task_minutes", minutes, "--outdir", "out")
-    assert f"tiles: {tiles}\n" in done.stdout, done.stdout
+def test_tiles_of_a_task_and_how_engines_let_a_gpu_in(nextflow):
+    """Segment is the slower: 1.04 s for each of two million pixels. Kubernetes needs no option, nor does a task without a GPU."""
+    (nextflow.folder / "main.nf").write_text(ASKS % ROOT)
+    done = nextflow.call("run", "main.nf", "-c", ROOT / "nextflow.config", "--outdir", "out")
+    assert "tiles: [1, 29, 288]\n" in done.stdout, done.stdout
+    assert "gpu: [--gpus all, --device nvidia.com/gpu=all, --nv, --nv, null, null]\n" in done.stdout, done.stdout
 
 
 def test_what_does_not_fit_the_site_is_told_before_the_start(nextflow: Nextflow):

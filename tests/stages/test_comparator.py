@@ -23,7 +23,7 @@ from istseg.artifacts.sample import apply_affine
 from istseg.artifacts.tiles import Tile, TileIndex
 from istseg.comparators import Settings
 from istseg.errors import InputError
-from istseg.stages import assign, calibrate, comparator
+from istseg.stages import assign, calibrate, comparator, preflight
 from istseg.teachers.watershed import Sizes
 
 LIMITS = {"density_sigma_um": 1.08, "contain": 0.95, "intersect": 0.05}
@@ -92,6 +92,16 @@ def test_cellpose_beside_another_teacher_gives_what_it_gives_as_the_teacher(tmp_
     assert list(one.layers) == list(other.layers) == ["nuclei", "cells_Ring"]
     assert all((one.layers[name] == other.layers[name]).all() for name in one.layers)
     assert (tmp_path / "teacher" / tiles[0].name / "sketch.json").read_text() == (tmp_path / "comparator" / tiles[0].name / "sketch.json").read_text()
+
+
+def test_preflight_expects_no_less_on_the_disk_than_is_written(taught, tmp_path):
+    folder, tiles = list(taught.items())[1]
+    index = TileIndex.read(folder / "tiles" / "tiles.json")
+    for method in ("expansion", "watershed"):
+        run(folder, tiles, method, tmp_path / method)
+        written = sum(path.stat().st_size for path in (tmp_path / method).rglob("*") if path.is_file())
+        expected = preflight.comparator_bytes(method, index.grid["height"] * index.grid["width"], 0) - preflight.comparator_bytes(method, 0, 0)
+        assert 0.2 * expected < written < expected, method
 
 
 def test_a_missing_sketch_is_no_smaller_vote(taught, tmp_path):

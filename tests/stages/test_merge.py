@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -272,3 +273,17 @@ def test_stale_folders_are_not_merged(painting, merged, tmp_path):
     shutil.copytree(paths["cells"] / "y000x000", paths["cells"] / "y005x005")
     merge.run(**paths)
     assert np.array_equal(image_of(paths["out"], "istseg"), image_of(merged, "istseg"))
+
+
+def test_a_task_asks_for_more_memory_than_it_needs(tmp_path, monkeypatch):
+    """By the terms of conf/resources.config; for a slide of 1 cm² a fraction of a node."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    lattice, slide = importlib.import_module("merge"), importlib.import_module("slide")
+    memory, _ = slide.estimates()["MERGE"]
+    made = lattice.write(tmp_path, 2, 24, tile_um=150.0)
+    estimate = slide.total(memory, {"mpx": made.mpx, "tile_plane_mpx": made.tile_plane_mpx})
+    peak = lattice.peak(tmp_path)
+    assert len(cells_file.read(tmp_path / "merged" / "istseg.cells.parquet", geometry=False)) == made.cells > 4000
+    assert 0.4 * estimate < peak < 500 + 1.5 * estimate
+    large, _ = slide.measures(92_000, 4, 7, 500.0)
+    assert slide.total(memory, large) < 5000

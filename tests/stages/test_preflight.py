@@ -127,6 +127,35 @@ def test_a_full_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         preflight.run(samplesheet=sheet(tmp_path, "a,merscope,m"), out=tmp_path / "out", disk=tmp_path)
 
 
+def test_comparators_count_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the run's teacher, which is not computed twice."""
+    from collections import namedtuple
+
+    fx.merscope(tmp_path / "m")
+    path = sheet(tmp_path, "a,merscope,m")
+
+    def needed(compare: str) -> int:
+        (tmp_path / "p.json").write_text(json.dumps({"input": "sheet.csv", "teacher": "watershed", "compare": compare}))
+        preflight.run(samplesheet=path, out=tmp_path / "out", params=tmp_path / "p.json", schema=ROOT / "nextflow_schema.json", disk=tmp_path)
+        found = Preflight.read(tmp_path / "out" / "preflight.json")
+        assert found.machine["disk_needed_bytes"] == 2 * found.samples[0].disk_bytes
+        return found.machine["disk_needed_bytes"]
+
+    without = needed("none")
+    assert needed("vendor,teacher,watershed") == without
+    with_one = needed("vendor,expansion")
+    size = Preflight.read(tmp_path / "out" / "preflight.json").samples[0]
+    working = size.height_px * size.width_px * (size.pixel_size_um / 0.253) ** 2
+    assert with_one - without == pytest.approx(2 * preflight.comparator_bytes("expansion", working, size.size["mtx"] * 1e6), rel=0.01)
+    assert preflight.comparator_bytes("proseg", 1e9, 1e8) > preflight.comparator_bytes("expansion", 1e9, 1e8) > 8e9
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - without - 1000, without + 1000))
+    assert needed("none") == without
+    with pytest.raises(InputError, match="GB are free, about"):
+        needed("expansion")
+
+
 def test_the_teacher_vendor_needs_vendor_cells(tmp_path: Path) -> None:
     fx.merscope(tmp_path / "m", cells="none")
     (tmp_path / "p.json").write_text('{"input": "sheet.csv", "teacher": "vendor"}')

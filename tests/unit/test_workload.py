@@ -46,6 +46,7 @@ def test_measures_are_those_of_the_sample_and_its_tiles(tmp_path):
     assert size["row_kpx"] == pytest.approx(sample.width_px * len(sample.stains) / 1e3)
     assert size["mtx"] * 1e6 == pytest.approx(sample.transcripts["total"], rel=0.02)
     assert size["tile_mpx"] == pytest.approx(max((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes) * stains / 1e6)
+    assert size["tile_plane_mpx"] * stains == pytest.approx(size["tile_mpx"])
     assert 0 < size["tile_mtx"] <= size["mtx"]
 
 

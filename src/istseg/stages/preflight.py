@@ -38,6 +38,13 @@ _COMPRESSED = 0.8
 _TILING = {"working_um": DEFAULT_WORKING_UM, "tile_um": DEFAULT_TILE_UM, "overlap_um": DEFAULT_OVERLAP_UM}
 _WORKING_BYTES = 24
 """Per working pixel beside the stains: labels, fields, crops of tiles that overlap."""
+_COMPARED = {comparators.TILE: (5, 40), comparators.PROGRAM: (1, 160)}
+"""Bytes of a comparator per working pixel (labels of tiles that overlap, label image, outlines) and per transcript (its cell, counts; a program's own tables
+too). Measured on 0.76 Mpx and 41,000 transcripts: 1.8 (2.8 with a layer for each stain) and 31; a program is given 39 per transcript, and what it writes is
+taken for twice that.
+"""
+_PICTURES = 10_000_000
+"""Overview and crops of a segmentation."""
 _COPIES = 2
 """Work folder and published results."""
 
@@ -176,7 +183,7 @@ def _check_sample(row: samplesheet.Row, sheet: Path, staged: dict[str, Path | No
         transcripts=transcripts,
         evidence={"transcripts_inside": transcripts["inside_fraction"], **facts.details},
         vendor_cells=facts.cells_from,
-        disk_bytes=estimate_disk(facts, float(values.get("working_um") or DEFAULT_WORKING_UM)),
+        disk_bytes=estimate_disk(facts, float(values.get("working_um") or DEFAULT_WORKING_UM), size["mtx"] * 1e6, _comparators(values)),
         warnings=facts.warnings,
         annotations=annotated,
         size={name: round(value, 4) for name, value in size.items()},
@@ -319,8 +326,13 @@ def _check_cellpose(weights: Mapping[str, Path | None], values: dict[str, Any], 
 
 def _check_comparators(weights: Mapping[str, Path | None], programs: Path | None, values: dict[str, Any], problems: list[str]) -> None:
     """Every comparator that was chosen has what it needs."""
-    asked = [name for name in comparators.chosen(str(values.get("compare") or comparators.NONE)) if name != values.get("teacher")]
-    problems += comparators.problems(asked, comparators.Surroundings(values, weights, programs))
+    problems += comparators.problems(_comparators(values), comparators.Surroundings(values, weights, programs))
+
+
+def _comparators(values: dict[str, Any]) -> list[str]:
+    """Names of `compare` that are work of their own: the run's teacher is not computed twice."""
+    asked = comparators.chosen(str(values.get("compare") or comparators.NONE))
+    return [name for name in asked if name in comparators.METHODS and name != values.get("teacher")]
 
 
 def _check_iou_thresholds(values: dict[str, Any], problems: list[str]) -> None:
@@ -343,14 +355,20 @@ def _check_file(path: Path | None, parameter: str, read: Callable[[Path], Any], 
         problems += [f"--{parameter}: {as_written(text, path, values.get(parameter))}" for text in error.problems]
 
 
-def estimate_disk(facts: Facts, working_um: float) -> int:
-    """Bytes that the results of a sample take, roughly: converted image and transcripts, tiles, labels."""
+def estimate_disk(facts: Facts, working_um: float, transcripts: float, methods: list[str]) -> int:
+    """Bytes that the results of a sample take, roughly: converted image and transcripts, tiles, labels, and what comparators add."""
     channels, height, width = facts.shape
     network = sum(c.role != "other" for c in facts.channels)
     image = channels * height * width * 2 * _PYRAMID * _COMPRESSED
     table = sum(p.stat().st_size * (GZIP_GROWTH if tables.is_gzip(p) else 1) for p in facts.tables)
     working = height * width * (facts.pixel_size_um / working_um) ** 2
-    return int(image + 2 * table + working * (2 * 2 * network + _WORKING_BYTES))
+    return int(image + 2 * table + working * (2 * 2 * network + _WORKING_BYTES)) + sum(comparator_bytes(name, working, transcripts) for name in methods)
+
+
+def comparator_bytes(method: str, working_px: float, transcripts: float) -> int:
+    """Bytes that a comparator adds, roughly, up to its assessed cells."""
+    per_pixel, per_transcript = _COMPARED[comparators.METHODS[method].kind]
+    return int(per_pixel * working_px + per_transcript * transcripts) + _PICTURES
 
 
 def _check_disk(disk: Path | None, needed: int, problems: list[str]) -> int | None:
