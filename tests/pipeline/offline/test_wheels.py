@@ -36,6 +36,7 @@ def test_set_up_and_demo_from_a_bundle_with_wheels(tmp_path):
     said = done("make", "-C", bundle / "pipeline", "setup", env=env, wrapper=cut_off())
     assert "environment .venv from the wheels of the bundle" in said
     assert "Nextflow: is there" in said
-    # What uv kept while it installed.
+    # Neither the wheels nor what uv kept are needed any more.
     shutil.rmtree(tmp_path / "home" / ".cache")
+    shutil.rmtree(bundle / "pipeline" / ".istseg" / "wheels")
     run_demo(bundle, "demo,offline", env)

@@ -24,7 +24,8 @@ pytestmark = [
     pytest.mark.timeout(2 * PATIENCE),
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_SLURM"), reason="runs by `make test-slurm` only"),
 ]
-# One task under the pipeline's configuration. Below zero, the estimates take the margins away: 200 MB and a minute, so that a test takes seconds.
+# One task under the pipeline's configuration. Below zero, the estimates take the margins away: 200 MB, and a minute where a test waits for its end.
+# Elsewhere ten: SLURM may warn a job of one minute at once, before the test does anything to it.
 TASK = """
 process TASK {
     output:
@@ -37,16 +38,17 @@ workflow { TASK() }
 """
 SMALL = """
 process {
-    withName: 'TASK' { ext.memory = [start: -200]; ext.seconds = [start: -435] }
+    withName: 'TASK' { ext.memory = [start: -200]; ext.seconds = [start: %d] }
 }
 """
+ONE_MINUTE, TEN_MINUTES = -435, -300
 WAITS_AT_FIRST = "task.attempt == 1 ? 'sleep 600' : 'true'"
 
 
-def start(slurm: Cluster, nextflow: Nextflow, script: str) -> subprocess.CompletedProcess:
+def start(slurm: Cluster, nextflow: Nextflow, script: str, seconds: int = TEN_MINUTES) -> subprocess.CompletedProcess:
     """Nextflow with one task, on the cluster."""
     (nextflow.folder / "main.nf").write_text(TASK % script)
-    (nextflow.folder / "site.config").write_text(SITE + SMALL)
+    (nextflow.folder / "site.config").write_text(SITE + SMALL % seconds)
     config = ("-c", ROOT / "nextflow.config", "-c", "site.config", "-profile", "slurm")
     return nextflow.call("run", "main.nf", *config, "--outdir", "out", env=slurm.env, timeout=PATIENCE)
 
@@ -84,7 +86,7 @@ def test_a_job_beyond_its_memory_is_tried_again_with_twice_as_much(nextflow, slu
 
 def test_a_job_beyond_its_time_is_tried_again_with_twice_as_much(nextflow, slurm):
     """SLURM warns jobs up to a minute before their end, and looks every half minute: 45 seconds are too long for a limit of one minute and fit in two."""
-    done = start(slurm, nextflow, "'sleep 45'")
+    done = start(slurm, nextflow, "'sleep 45'", ONE_MINUTE)
     assert done.returncode == 0, done.stdout
     first, second = tries(nextflow)
     assert first["exit"] in (140, 143)
