@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from cellpose import train, utils  # noqa: E402
 from cellpose.models import CellposeModel  # noqa: E402
 
-from istseg.artifacts.files import sha256, write_json  # noqa: E402
+from istseg.artifacts.files import sha256  # noqa: E402
 from istseg.network import weights  # noqa: E402
 from istseg.network.dynamics import labels_from_field  # noqa: E402
 from istseg.pretrain.evaluate import HELD_OUT_SEED  # noqa: E402
@@ -38,9 +38,11 @@ from istseg.pretrain.paint import Scene, paint  # noqa: E402
 from istseg.pretrain.randomness import Draw  # noqa: E402
 from istseg.pretrain.tissue import NAMES, make_tissues  # noqa: E402
 from istseg.qc.matching import match_labels, precision  # noqa: E402
-from istseg.teachers.cellpose import CYTO_DIAMETER, FLOW_ERROR, LOGIT_THRESHOLD, NUCLEI_DIAMETER, STEPS, load, run_windows  # noqa: E402
+from istseg.teachers.cellpose import FLOW_ERROR, LOGIT_THRESHOLD, STEPS, load, run_windows  # noqa: E402
 
-DIAMETERS = {"nuclei": NUCLEI_DIAMETER, "cyto": CYTO_DIAMETER}
+ROLES = ("nuclei", "cyto")
+DIAMETER_PX = 30.0
+"""Mean diameter to which pictures are rescaled in training, Cellpose's default; the weights say it to whoever loads them."""
 PIECE = 160
 """Side of the crops of the training, pixels of the network; Cellpose's default is 224."""
 LEAST_PX = {"nuclei": 125.0, "cyto": 200.0}
@@ -78,14 +80,14 @@ def pictures(role: str, n: int, side: int, seed: int, held_out: bool = False) ->
     return found
 
 
-def started(role: str, base: Path | None, seed: int) -> tuple[CellposeModel, int]:
+def started(base: Path | None, seed: int) -> tuple[CellposeModel, int]:
     """A Cellpose 3 network with the layers of a base model that have the same name and shape, and the number of these tensors."""
     torch.manual_seed(seed)
-    model = CellposeModel(pretrained_model=False, mkldnn=False, device=torch.device("cpu"), diam_mean=DIAMETERS[role])
+    model = CellposeModel(pretrained_model=False, mkldnn=False, device=torch.device("cpu"), diam_mean=DIAMETER_PX)
     if base is None:
         return model, 0
     own, given = model.net.state_dict(), weights.load(base)[0].model.state_dict()
-    same = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    same = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and not k.startswith("diam_")}
     model.net.load_state_dict(own | same)
     return model, len(same)
 
@@ -94,7 +96,7 @@ def taught(role: str, options: argparse.Namespace) -> tuple[Path, dict[str, Any]
     """Train → weights file and facts."""
     begun = time.process_time()
     shown = pictures(role, options.pictures, options.side_wpx, options.seed)
-    model, shared = started(role, options.base, options.seed)
+    model, shared = started(options.base, options.seed)
     # A third faster on a CPU.
     model.net.to(memory_format=torch.channels_last)
     painted = time.process_time()
@@ -113,11 +115,11 @@ def taught(role: str, options: argparse.Namespace) -> tuple[Path, dict[str, Any]
 
 def judged(role: str, path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """AP of stored weights on held-out painted tissue, through the teacher's functions; the diameter is the picture's median."""
-    model = load(path, DIAMETERS[role], torch.device("cpu"))
+    model = load(path, DIAMETER_PX, torch.device("cpu"))
     sums = {iou: np.zeros(3, int) for iou in (0.5, 0.75)}
     best = []
     for picture in pictures(role, options.held_out, options.side_wpx, HELD_OUT_SEED, held_out=True):
-        rescale = DIAMETERS[role] / max(utils.diameters(picture.labels)[0], 5.0)
+        rescale = float(model.diam_mean) / max(utils.diameters(picture.labels)[0], 5.0)
         field = run_windows(model, torch.from_numpy(picture.stains)[None], rescale, AT_ONCE)[0]
         cells = labels_from_field(field, LOGIT_THRESHOLD, flow_error=FLOW_ERROR, min_area_wpx=LEAST_PX[role], steps=STEPS)
         counts = np.bincount(picture.labels.ravel())
@@ -131,7 +133,7 @@ def judged(role: str, path: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--roles", type=lambda text: text.split(","), default=list(DIAMETERS), help="Default: " + ",".join(DIAMETERS))
+    parser.add_argument("--roles", type=lambda text: text.split(","), default=list(ROLES), help="Default: " + ",".join(ROLES))
     parser.add_argument("--base", type=Path, default=finetuning.BASE)
     parser.add_argument("--scratch", action="store_true", help="Random weights instead of the base's.")
     parser.add_argument("--pictures", type=int, default=96)
@@ -139,13 +141,14 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=160, help="Of two steps.")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--judge", action="store_true", help="Train nothing, measure what is there.")
     parser.add_argument("--held-out", type=int, default=16, help="Pictures.")
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     options.base = None if options.scratch else options.base
-    if unknown := [role for role in options.roles if role not in DIAMETERS]:
-        parser.error(f"--roles {','.join(unknown)}: choose of {', '.join(DIAMETERS)}")
+    if unknown := [role for role in options.roles if role not in ROLES]:
+        parser.error(f"--roles {','.join(unknown)}: choose of {', '.join(ROLES)}")
     return options
 
 
@@ -155,9 +158,8 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     rows = []
     for role in options.roles:
-        path, facts = taught(role, options)
+        path, facts = (options.out / role, {"role": role}) if options.judge else taught(role, options)
         rows.append(facts | judged(role, path, options) | {"sha256": sha256(path)})
-        write_json(options.out / f"{role}.json", rows[-1] | {"base": options.base and options.base.name, "seed": options.seed, "pictures": options.pictures})
     print(tables.write(options.out, "cellpose", rows))
     print(finetuning.machine())
 

@@ -230,6 +230,10 @@ def test_cellpose_trained_on_disks_finds_the_nuclei(net, tmp_path):
     inner = sheet.centres_um[(sheet.centres_um > 5).all(1) & (sheet.centres_um < 55).all(1)]
     assert (_iou(layers["nuclei"], inner, 3.0) > 0.6).mean() > 0.8
     assert teacher.method["nuclei_sha256"] == sha256(path) and teacher.method["device"] == "cpu"
+    # Weights say to which size their objects were rescaled: these would need pictures twice as large, or nuclei twice as wide.
+    torch.save(net.state_dict() | {"diam_mean": torch.tensor([34.0])}, tmp_path / "other")
+    other = make_teacher("cellpose", Sizes(nucleus_diameter_um=12.0), nuclei_weights=tmp_path / "other", cyto_weights=path)
+    assert np.array_equal(other.label(tile)["nuclei"], layers["nuclei"])
 
 
 def test_texture_shows_no_outline():

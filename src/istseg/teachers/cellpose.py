@@ -28,7 +28,9 @@ from istseg.teachers.base import CELLS, NUCLEI, Teacher
 from istseg.teachers.watershed import EXPANSION_UM, Sizes
 
 NUCLEI_DIAMETER, CYTO_DIAMETER = 17.0, 30.0
-"""Pixels to which the training objects of `nuclei` and `cyto3` were rescaled: the image is rescaled so that its objects have that size."""
+"""Pixels to which the training objects of `nuclei` and `cyto3` were rescaled: the image is rescaled so that its objects have that size. Weights that were
+trained to another size say so in their file (`diam_mean`), which then counts, as in Cellpose.
+"""
 LOGIT_THRESHOLD, FLOW_ERROR = 0.0, 0.4
 """Cellpose's own defaults."""
 FLOW_SCALE = 5.0
@@ -92,17 +94,19 @@ class CellposeTeacher(Teacher):
     def label(self, tile: Tile) -> dict[str, np.ndarray]:
         """Layers `nuclei` and `cells_<stain>` of each membrane stain; `cells_expansion` without any."""
         sizes, um = self.sizes, tile.working_um
-        nuclei = self._labels(tile, self._nuclei, (0,), NUCLEI_DIAMETER / (sizes.nucleus_diameter_um / um), sizes.min_nucleus_area_um2)
+        nuclei = self._labels(tile, self._nuclei, (0,), sizes.nucleus_diameter_um, sizes.min_nucleus_area_um2)
         layers = {NUCLEI: nuclei}
         for channel, stain in enumerate(tile.stains[1:], 1):
-            layers[CELLS + stain] = self._labels(tile, self._cyto, (channel, 0), CYTO_DIAMETER / (sizes.cell_diameter_um / um), sizes.min_cell_area_um2)
+            layers[CELLS + stain] = self._labels(tile, self._cyto, (channel, 0), sizes.cell_diameter_um, sizes.min_cell_area_um2)
         if len(tile.stains) == 1:
             from skimage.segmentation import expand_labels
 
             layers[f"{CELLS}expansion"] = expand_labels(nuclei, EXPANSION_UM / um).astype(np.int32)
         return layers
 
-    def _labels(self, tile: Tile, model: Any, channels: tuple[int, ...], rescale: float, min_area_um2: float) -> np.ndarray:
+    def _labels(self, tile: Tile, model: Any, channels: tuple[int, ...], diameter_um: float, min_area_um2: float) -> np.ndarray:
+        rescale = float(model.diam_mean) / (diameter_um / tile.working_um)
+
         def inputs(tile: Tile, box: Box) -> np.ndarray:
             chosen = stain_window(tile, box)[list(channels)]
             # Cellpose's networks have two channels; a missing second one is zero.
@@ -191,6 +195,11 @@ def staged_problems(weights: Mapping[str, Path | None], params: Mapping[str, Any
 
 def load(path: Path, diameter: float, device: torch.device) -> Any:
     """`CellposeModel` with the weights of a file.
+
+    Parameters
+    ----------
+    diameter
+        Pixels to which its training objects were rescaled, where the file does not say.
 
     Raises
     ------
