@@ -38,7 +38,7 @@ from istseg.artifacts.labels import describe
 from istseg.artifacts.tiles import Tile
 from istseg.grid import WINDOW_WPX, Box
 from istseg.network import weights
-from istseg.network.dynamics import labels_from_field
+from istseg.network.dynamics import labels_from_field, object_means
 from istseg.network.inference import Predictor, open_device
 from istseg.qc.matching import match_labels, scores
 from istseg.stages import segment
@@ -84,9 +84,10 @@ class Windows:
 
     def polygons(self, labels: np.ndarray, field: torch.Tensor, i: int) -> int:
         """Outlines and measures of the cells; gives their number."""
-        box, field = self.boxes[i % len(self.boxes)], field.cpu().numpy()
-        grid = self.tile.window_grid
-        return len(describe("cells", labels, box, box, (grid.height, grid.width), np.hypot(field[0], field[1]), field[2]))
+        box, grid = self.boxes[i % len(self.boxes)], self.tile.window_grid
+        cells = torch.from_numpy(labels).to(field.device)
+        means = (object_means(cells, values) for values in (torch.hypot(field[0], field[1]), field[2]))
+        return len(describe("cells", labels, box, box, (grid.height, grid.width), *means))
 
 
 def our_times(windows: Windows, count: int, batch_size: int, now: Callable[[], float]) -> tuple[dict[str, list[float]], int, dict[int, float]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -119,6 +121,23 @@ def test_a_failure_while_writing_is_not_lost(one, tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="out"):
         run(one[0], tmp_path / "out")
+
+
+def test_files_written_by_processes_are_those_of_a_thread(one, tmp_path, monkeypatch):
+    """As beside a GPU."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    (folder,), results, _ = one
+    (expected,) = results.values()
+    tile, objects = Tile.read(folder), expected.objects.sort_values("label")
+    means = objects["mean_flow"].to_numpy(), objects["mean_logit"].to_numpy()
+    with finishing.finisher(tmp_path, apart=True) as finisher:
+        for name in ("a", "b", "c"):
+            finisher.add(replace(tile, tile_id=name), expected.layers["cells"], means, {"model": "m"}, 2.5)
+    for name in ("a", "b", "c"):
+        found = TileLabels.read(tmp_path / name)
+        assert np.array_equal(found.layers["cells"], expected.layers["cells"])
+        pd.testing.assert_frame_equal(found.objects, expected.objects, check_exact=True)
+        assert found.method["prediction_seconds"] == 2.5 and found.method["model"] == "m"
 
 
 def test_same_input_same_bytes_and_the_record_says_how(painting, one, tmp_path):
