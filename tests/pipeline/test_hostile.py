@@ -14,7 +14,7 @@ from conftest import ROOT, Nextflow, Run
 from istseg.artifacts.sample import Sample
 from istseg.stages import simulate
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ARGUMENTS = [f"--{a}" for a in ("no-sandbox", "disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update")]
 PIPELINE, LAUNCH, WORK, OUT = "my pipeline's ü", "launch ö 'q' $HOME", "wörk dir", 'out ü d\'ir "q" $(touch pwned)'
@@ -67,7 +67,7 @@ def hostile(tmp_path_factory) -> Run:
     started = Nextflow(folder / LAUNCH)
     started.executable = pipeline / "bin" / "nextflow"
     few = ("-profile", "test", "--compare", "vendor", "--max_cpus", 2, "--exports", "spatialdata,geojson,vizgen,explorer,cosmx,ometiff")
-    done = started.call("run", pipeline, "--input", "../samples.csv", "--outdir", f"../{OUT}", "-work-dir", f"../{WORK}", *few, timeout=2900)
+    done = started.call("run", pipeline, "--input", "../samples.csv", "--outdir", f"../{OUT}", "-work-dir", f"../{WORK}", *few, timeout=1400)
     assert done.returncode == 0, done.stdout
     return Run(done.returncode, done.stdout, folder, folder / OUT)
 
