@@ -128,6 +128,14 @@ def road(tmp_path_factory: pytest.TempPathFactory):
     return undisturbed.build(tmp_path_factory.mktemp("road"))
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory):
+    """One exported sample for the tests of what other tools read of it (`export_fixtures.build`)."""
+    import export_fixtures
+
+    return export_fixtures.build(tmp_path_factory.mktemp("exported"))
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, request: pytest.FixtureRequest):
     """A real SLURM of one node for the tests of tests/pipeline/slurm (`one_node.py` there); its parameter: environment of up.sh."""

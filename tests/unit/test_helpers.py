@@ -179,7 +179,8 @@ def test_explain_knows_every_parameter_column_check_and_flag() -> None:
 
     schema = json.loads((ROOT / "nextflow_schema.json").read_text())
     names = [name for group in schema["$defs"].values() for name in group["properties"]]
-    for name in [*names, *limits(), *FLAGS, "is_spurious", "annotations_unit"]:
+    columns = json.loads((ROOT / "assets" / "schema_input.json").read_text())["items"]["properties"]
+    for name in [*names, *columns, *limits(), *FLAGS]:
         assert name in explain.run(name=name)
     assert explain.run(name="--tile-um") == explain.run(name="tile_um")
     assert "What to do: " in explain.run(name="saturation")
@@ -187,6 +188,13 @@ def test_explain_knows_every_parameter_column_check_and_flag() -> None:
     with pytest.raises(InputError, match="did you mean saturation"):
         explain.run(name="saturatoin")
     assert set(explain.FLAG_MEANINGS) == set(FLAGS)
+
+
+def test_explain_knows_every_column_of_the_cells(exported) -> None:
+    columns = list(exported.table.obs.columns)
+    assert {"area_um2", "background_fraction", "DAPI_mean", "Cellbound1_mean"} <= set(columns)
+    for name in columns:
+        assert f"{'<stain>_mean' if name.endswith('_mean') else name}, column of obs in counts.h5ad: " in explain.run(name=name)
 
 
 def test_explain_on_the_command_line() -> None:
@@ -199,5 +207,7 @@ def test_view_says_what_is_missing(tmp_path: Path) -> None:
         view.run(folder=tmp_path)
     (tmp_path / "exports" / "s.zarr").mkdir(parents=True)
     assert view.store_of(tmp_path) == view.store_of(tmp_path / "exports" / "s.zarr") == tmp_path / "exports" / "s.zarr"
-    with pytest.raises(IstsegError, match="pip install 'napari"):
+    with pytest.raises(IstsegError, match="^napari and napari-spatialdata .*is not installed .*--python napari/bin/python"):
         view.run(folder=tmp_path)
+    with pytest.raises(InputError, match="nowhere: cannot be started"):
+        view.run(folder=tmp_path, python=tmp_path / "nowhere")

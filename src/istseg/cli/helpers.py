@@ -37,7 +37,7 @@ def subset(
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="Parameter, column of the samplesheet, check of the report or flag of a cell.")],
+    name: Annotated[str, typer.Argument(help="Parameter, column of the samplesheet or of the cells, check of the report or flag of a cell.")],
     root: Annotated[Optional[Path], typer.Option(help="Folder of the pipeline, for its parameters. Default: where this program's source lies.")] = None,
 ) -> None:
     """Say what a name means and what to do."""
@@ -47,8 +47,12 @@ def explain(
 
 
 @app.command()
-def view(folder: Annotated[Path, typer.Argument(**Existing, help="Results of a sample, or a .zarr of SpatialData.")]) -> None:
+def view(
+    folder: Annotated[Path, typer.Argument(**Existing, help="Results of a sample, or a .zarr of SpatialData.")],
+    python: Annotated[Optional[Path], typer.Option(envvar="ISTSEG_NAPARI", help="Python of an environment with napari. Default: ours.")] = None,
+    picture: Annotated[Optional[Path], typer.Option(help="PNG of the window to write, without waiting for it to be closed.")] = None,
+) -> None:
     """Open a result in napari (to be installed by you)."""
     from istseg.helpers import view as helper
 
-    helper.run(folder=folder)
+    helper.run(folder=folder, python=python, picture=picture)

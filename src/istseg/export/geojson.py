@@ -13,8 +13,10 @@ import shapely
 from istseg.artifacts.files import whole
 from istseg.artifacts.sample import apply_affine
 from istseg.export.result import Result
+from istseg.report import palette
 
-COLOURS = {"consistent": [76, 160, 90], "no_nucleus": [120, 150, 200], "inconsistent": [214, 62, 62], "spurious": [240, 160, 40]}
+COLOURS = {flag: list(bytes.fromhex(colour[1:])) for flag, colour in palette.FLAGS.items()}
+"""Red, green and blue of each flag: those of the report."""
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 _CHUNK = 5_000
 

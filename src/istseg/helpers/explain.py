@@ -1,4 +1,4 @@
-"""What a name means: a parameter of the pipeline, a column of the samplesheet, a check of the report, a flag of a cell."""
+"""What a name means: a parameter of the pipeline, a column of the samplesheet or of the table of cells, a check of the report, a flag of a cell."""
 
 from __future__ import annotations
 
@@ -18,12 +18,26 @@ FLAG_MEANINGS = {
     "spurious": "The cell contains and cuts no nucleus and holds fewer transcripts than T_spurious, a low percentile of the nuclei: noise. Take it out.",
     "inconsistent": "The cell contains several nuclei, or cuts one that it does not contain: its outline is probably wrong.",
 }
+_STAIN_MEAN = "<stain>_mean"
 _COLUMNS = {
-    "is_spurious": "obs column: true where qc_flag is `spurious`.",
-    "is_inconsistent": "obs column: true where qc_flag is `inconsistent`.",
-    "qc_flag": f"obs column: one of {', '.join(FLAG_MEANINGS)}; `istseg explain` tells each.",
-    "qc_reason": f"obs column: why the cell has its qc_flag: {', '.join(FLAG_OF_REASON)}.",
+    "cell_id": "name of the cell, unique in the sample, the same in all files and exports.",
+    "sample": "name of the sample.",
+    "area_um2": "area of the outline in µm².",
+    "centroid_x_um": "x of the outline's centroid in µm, in the platform's own frame; obsm[\"spatial\"] holds x and y.",
+    "centroid_y_um": "y of the outline's centroid in µm, in the platform's own frame; obsm[\"spatial\"] holds x and y.",
+    "n_transcripts": "transcripts of genes in the cell; control probes are not in it.",
+    "n_genes": "genes with at least one transcript in the cell.",
+    "n_control": 'control probes in the cell; each apart in obsm["controls"].',
+    "n_nuclei_contained": "nuclei of the teacher that the cell contains (--contain).",
+    "n_nuclei_intersected": "nuclei of the teacher that the cell contains or cuts (--intersect).",
+    "is_spurious": "true where qc_flag is `spurious`.",
+    "is_inconsistent": "true where qc_flag is `inconsistent`.",
+    "qc_flag": f"one of {', '.join(FLAG_MEANINGS)}; `istseg explain` tells each.",
+    "qc_reason": f"why the cell has its qc_flag: {', '.join(FLAG_OF_REASON)}.",
+    "background_fraction": "share of the cell's pixels whose RNA density is below T_b, the background of the sample (0 to 1); NaN outside of the image.",
+    _STAIN_MEAN: "mean grey value of a stain in the cell, as in the raw image; NaN outside of the image.",
 }
+"""Columns of `obs` in counts.h5ad."""
 
 
 def run(*, name: str, root: Path | None = None) -> str:
@@ -43,10 +57,16 @@ def run(*, name: str, root: Path | None = None) -> str:
     """
     known = entries(root)
     key = name.lstrip("-").replace("-", "_").lower()
+    if key not in known and key.endswith("_mean"):
+        key = _STAIN_MEAN
     if key in known:
         return "\n".join(known[key])
     near = difflib.get_close_matches(key, known, 3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "parameters, columns of the samplesheet, checks of the report and flags of cells have names."
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "parameters, columns of the samplesheet and of the cells, checks of the report and flags of cells have names."
+    )
     raise InputError(f"{name}: nothing has this name; {hint}")
 
 
@@ -63,8 +83,10 @@ def entries(root: Path | None = None) -> dict[str, list[str]]:
             found.setdefault(name.lower(), []).append(_parameter(name, rule, "column of the samplesheet"))
     for name, check in checks.limits().items():
         found.setdefault(name, []).append(_check(name, check))
-    for name, meaning in {**FLAG_MEANINGS, **_COLUMNS}.items():
-        found.setdefault(name, []).append(f"{name}: {meaning}")
+    for name, meaning in FLAG_MEANINGS.items():
+        found.setdefault(name, []).append(f"{name}, flag of a cell: {meaning}")
+    for name, meaning in _COLUMNS.items():
+        found.setdefault(name, []).append(f"{name}, column of obs in counts.h5ad: {meaning}")
     return found
 
 

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import subprocess
+import sys
 from pathlib import Path
 
 from istseg.errors import InputError, IstsegError
 
+_WINDOW = Path(__file__).with_name("napari_window.py")
+_ABSENT = """
+import importlib.util
+print(*[name.replace("_", "-") for name in ("napari", "napari_spatialdata", "qtpy") if importlib.util.find_spec(name) is None])
+"""
 
-def run(*, folder: Path) -> None:
+
+def run(*, folder: Path, python: Path | None = None, picture: Path | None = None) -> None:
     """Open the SpatialData of a sample in napari; comes back when its window is closed.
 
     Parameters
     ----------
     folder
         Results of one sample (`<outdir>/<sample>`), or a `.zarr` of SpatialData.
+    python
+        Python of an environment with napari; None: this one.
+    picture
+        PNG of the window to write; nobody has to close it then.
 
     Raises
     ------
     InputError
-        If there is no SpatialData.
+        If there is no SpatialData, or no such Python.
     IstsegError
-        If napari is not installed.
+        If napari is not installed, or ended with an error.
     """
     store = store_of(folder)
-    missing = [name for name in ("napari", "napari_spatialdata") if find_spec(name) is None]
-    if missing:
+    program = str(python or sys.executable)
+    try:
+        asked = subprocess.run([program, "-c", _ABSENT], capture_output=True, text=True)
+    except OSError as error:
+        raise InputError(f"--python {program}: cannot be started ({error.strerror}); give the program, e.g. `napari/bin/python`.") from error
+    if asked.returncode or asked.stdout.strip():
+        what = " and ".join(asked.stdout.split()) or "napari"
         raise IstsegError(
-            f"{' and '.join(missing).replace('_', '-')} is not installed here. In an environment of your own: `pip install 'napari[all]' napari-spatialdata`; "
-            f"then `python -m napari_spatialdata view {store}`, or this command again."
+            f"{what} is not installed for {program}. Make an environment for it: `python3 -m venv napari`, `napari/bin/pip install napari-spatialdata pyqt6`; "
+            f"then `istseg view {folder} --python napari/bin/python`."
         )
-    from napari_spatialdata import Interactive
-    from spatialdata import read_zarr
-
-    Interactive(read_zarr(store))
+    shown = subprocess.run([program, str(_WINDOW), str(store), *(["--picture", str(picture)] if picture else [])])
+    if shown.returncode:
+        raise IstsegError(
+            f"napari ended with exit status {shown.returncode}; what it said stands above. Without a screen: `xvfb-run istseg view ... --picture FILE`."
+        )
 
 
 def store_of(folder: Path) -> Path:
