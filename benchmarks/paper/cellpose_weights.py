@@ -103,7 +103,7 @@ def taught(role: str, options: argparse.Namespace) -> tuple[Path, dict[str, Any]
     options.out.mkdir(parents=True, exist_ok=True)
     path, losses, _ = train.train_seg(
         model.net, [p.stains for p in shown], [p.labels for p in shown], normalize=False, batch_size=options.batch_size, nimg_per_epoch=options.batch_size * 2,
-        n_epochs=options.epochs, learning_rate=options.learning_rate, weight_decay=1e-2, bsize=PIECE, save_path=options.out, save_every=options.epochs,
+        n_epochs=options.epochs, learning_rate=options.learning_rate, weight_decay=1e-2, bsize=PIECE, save_path=options.out, save_every=10,
         model_name=role,
     )  # fmt: skip
     kept = options.out / role

@@ -108,7 +108,7 @@ class CellposeTeacher(Teacher):
         rescale = float(model.diam_mean) / (diameter_um / tile.working_um)
 
         def inputs(tile: Tile, box: Box) -> np.ndarray:
-            chosen = stain_window(tile, box)[list(channels)]
+            chosen = inside_mosaic(tile, box, stain_window(tile, box)[list(channels)])
             # Cellpose's networks have two channels; a missing second one is zero.
             return np.concatenate([chosen, np.zeros((2 - len(chosen), *chosen.shape[1:]), np.float32)])
 
@@ -117,6 +117,17 @@ class CellposeTeacher(Teacher):
 
         field = blend_windows(tile, predict, batch_size=BATCH_WINDOWS[self.device.type], inputs=inputs)
         return labels_from_field(field, LOGIT_THRESHOLD, flow_error=FLOW_ERROR, min_area_wpx=min_area_um2 / tile.working_um**2, steps=STEPS, device=self.device)
+
+
+def inside_mosaic(tile: Tile, box: Box, window: np.ndarray) -> np.ndarray:
+    """(C, h, w) stains of a window box, 0 outside the mosaic, as Cellpose itself pads pictures.
+
+    Continued by reflection, a cell that the mosaic's edge cuts looks whole, its flow is not that of its part, and the flow error takes it away.
+    """
+    y0, x0, y1, x1 = box
+    grid = tile.window_grid
+    rows, columns = np.arange(y0, y1), np.arange(x0, x1)
+    return window * ((rows >= 0) & (rows < grid.height))[:, None] * ((columns >= 0) & (columns < grid.width))
 
 
 def run_windows(model: Any, windows: Tensor, rescale: float, batch_size: int) -> Tensor:
