@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Nextflow runs one at a time: all tests marked `pipeline` go to one worker (with `--dist loadgroup`)."""
+    """The tests of a module that run Nextflow go to one worker (with `--dist loadgroup`): they share runs. First, because xdist reads the groups in the same hook."""
     for item in items:
         if item.get_closest_marker("pipeline"):
-            item.add_marker(pytest.mark.xdist_group("nextflow"))
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(autouse=True)
