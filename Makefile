@@ -27,8 +27,9 @@ demo: setup ## run the pipeline on the small samples in assets/demo; says where 
 	@cd .istseg/demo && ../../$(NEXTFLOW) run ../.. -profile demo --outdir "$(CURDIR)/results/demo" -resume
 	@echo "demo: open results/demo/report.html in a browser"
 
+# A file's tests share runs of Nextflow, so one worker gets them; in the order of the folders, because those that run it take longest.
 test: setup ## all tests, with the real Nextflow
-	@$(PYTEST) -n 2 --dist loadgroup -q
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -q
 
 quick: setup ## the fast tests
 	@$(PYTEST) -n 2 -q -m "not slow and not pipeline" tests/unit tests/stages

@@ -16,14 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a module that run Nextflow go to one worker (with `--dist loadgroup`): they share runs. First, because xdist reads the groups in the same hook."""
-    for item in items:
-        if item.get_closest_marker("pipeline"):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 @pytest.fixture(autouse=True)
 def one_torch_thread() -> None:
     """Sums of floats depend on the number of threads, and libraries that other tests load change it behind our back."""

@@ -10,7 +10,7 @@ import pytest
 import undisturbed as roads
 
 PAGE = 4096
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ def kill(road: roads.Road, stage: str, out: Path, moment: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(("stage", "number"), MOMENTS)
 def test_a_stage_that_is_killed(road, tmp_path, stage, number):
     out = tmp_path / stage
