@@ -45,7 +45,6 @@ BAD_PARAMETERS = [
     ("--compare", "vendor,protseg", "comseg, baysor; did you mean proseg?"),
     ("--container_tag", "a b", "--container_tag: 'a b' is not of the right form."),
     ("--backbone", "swin", "--backbone: only an untrained network takes it, weights bring their own; leave it out or use --base_model scratch."),
-    ("--rna_input", "learned", "--rna_input: weights bring their own; leave it out, or add --finetune"),
     ("--precision", "half", "--precision: 'half' is none of auto, bf16, float32"),
     ("--input", "missing.csv", "--input: there is no file "),
 ]
@@ -56,6 +55,11 @@ def test_all_wrong_parameters_are_told_at_once(nextflow):
     for _, _, message in BAD_PARAMETERS:
         assert message in text, text
     assert f"{len(BAD_PARAMETERS)} problem(s)" in text, text
+
+
+def test_weights_that_learn_nothing_keep_their_rna_input(nextflow):
+    text = problems_of(nextflow, "--rna_input", "learned")
+    assert "--rna_input: weights bring their own; leave it out, or add --finetune" in text
 
 
 def test_parameters_of_a_file_keep_their_types(nextflow):
