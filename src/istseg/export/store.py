@@ -15,7 +15,6 @@ import pandas as pd
 from istseg.artifacts import spatial
 from istseg.artifacts.files import whole
 from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, TABLE_KEY, Result
-from istseg.report import palette
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,8 +88,6 @@ def annotating_table(result: Result) -> AnnData:
         return TableModel.parse(table)
     table.obs["label"] = result.entity_ids
     table.obs["region"] = pd.Categorical([CELLS_KEY] * table.n_obs)
-    # By this name scanpy, squidpy and napari-spatialdata look for colours of a column.
-    table.uns["qc_flag_colors"] = [palette.FLAGS[flag] for flag in table.obs["qc_flag"].cat.categories]
     return TableModel.parse(table, region=CELLS_KEY, region_key="region", instance_key="label")
 
 

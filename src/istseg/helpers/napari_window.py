@@ -6,6 +6,7 @@ A program of its own that imports nothing of istseg: it is run by the Python of 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 
@@ -24,15 +25,14 @@ MOST_OUTLINES, MOST_POINTS = 20_000, 1_000_000
 """napari draws more outlines by the minute, not the second; the label image has no such limit."""
 
 
-def show(sdata: SpatialData) -> Interactive:
-    """A window with the layers of a sample; it is not started."""
+def show(sdata: SpatialData, colours: dict[str, str]) -> Interactive:
+    """A window with the layers of a sample, outlines in the colours of their flags; it is not started."""
     shown = Interactive(sdata, headless=True)
     viewer = shown._viewer
     _add_stains(viewer, sdata)
     table = sdata.tables[TABLE]
     flags = table.obs["qc_flag"]
     kinds = flags.cat.categories
-    colours = dict(zip(kinds, table.uns.get("qc_flag_colors", ["white"] * len(kinds)), strict=True))
     if CELLS in sdata.shapes and len(flags) <= MOST_OUTLINES:
         cells = _add(shown, CELLS)
         cells.edge_color = [colours[flag] for flag in flags.set_axis(table.obs["label"]).loc[cells.metadata["indices"]]]
@@ -88,9 +88,10 @@ def main() -> None:
     """Show a store; with --picture save what the window shows, and end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store")
+    parser.add_argument("--colours", type=json.loads, required=True, help="flag -> colour, as JSON")
     parser.add_argument("--picture")
     options = parser.parse_args()
-    shown = show(read_zarr(options.store))
+    shown = show(read_zarr(options.store), options.colours)
     if not options.picture:
         shown.run()
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from istseg.errors import InputError, IstsegError
+from istseg.report import palette
 
 _WINDOW = Path(__file__).with_name("napari_window.py")
 _ABSENT = """
@@ -46,7 +48,9 @@ def run(*, folder: Path, python: Path | None = None, picture: Path | None = None
             f"{what} is not installed for {program}. Make an environment for it: `python3 -m venv napari`, `napari/bin/pip install napari-spatialdata pyqt6`; "
             f"then `istseg view {folder} --python napari/bin/python`."
         )
-    shown = subprocess.run([program, str(_WINDOW), str(store), *(["--picture", str(picture)] if picture else [])])
+    # In the table they would be text, and numpy 2.0 crashes when it copies text that zarr has read.
+    colours = ["--colours", json.dumps(palette.FLAGS)]
+    shown = subprocess.run([program, str(_WINDOW), str(store), *colours, *(["--picture", str(picture)] if picture else [])])
     if shown.returncode:
         raise IstsegError(
             f"napari ended with exit status {shown.returncode}; what it said stands above. Without a screen: `xvfb-run istseg view ... --picture FILE`."
