@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ARGUMENTS = [
     f"--{a}"
@@ -55,6 +59,18 @@ class Seen:
         return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), columns.values()))
 
 
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser without a window; the program ends with a word where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program:
+        sys.exit("chromium is not installed (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
 def look(report: Path, pictures: Path | None = None, schemes: tuple[str, ...] = ("light", "dark")) -> Seen:
     """Read a report from top to bottom in each colour scheme; figures are those of the first.
 
@@ -63,14 +79,8 @@ def look(report: Path, pictures: Path | None = None, schemes: tuple[str, ...] = 
     pictures
         Folder for a picture of every screen, `<scheme>/<n>.png`.
     """
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        sys.exit("chromium is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
     seen = Seen(report.stat().st_size)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with chromium() as browser:
         for number, scheme in enumerate(schemes):
             context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme, reduced_motion="reduce")
             page = context.new_page()
@@ -90,11 +100,10 @@ def look(report: Path, pictures: Path | None = None, schemes: tuple[str, ...] = 
                 seen.slowest_ms = page.evaluate("Math.max(0, ...window.tasks)")
                 seen.heap_bytes = page.evaluate("performance.memory.usedJSHeapSize")
             context.close()
-        browser.close()
     return seen
 
 
-def _read(page: object, pictures: Path | None) -> int:
+def _read(page: Page, pictures: Path | None) -> int:
     """Scroll through; gives the number of figures that were drawn."""
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)

@@ -153,6 +153,7 @@ def test_seurat_reads_cosmx_and_vizgen(exported, tmp_path):
 ANNDATAR = r"""
 table <- anndataR::read_h5ad(commandArgs(trailingOnly = TRUE)[1])
 counts <- as.matrix(table$X)
+colnames(counts) <- table$var_names
 write.csv(cbind(table$obs, counts), commandArgs(trailingOnly = TRUE)[2], row.names = table$obs_names)
 cat(sapply(table$obs, function(column) class(column)[1]), "\n")
 cat(levels(table$obs$qc_flag), "\n", dim(table$obsm$spatial), dim(table$obsm$controls), names(table$uns$istseg), "\n")

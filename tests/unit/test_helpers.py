@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -200,6 +204,21 @@ def test_explain_knows_every_column_of_the_cells(exported) -> None:
 def test_explain_on_the_command_line() -> None:
     done = CliRunner().invoke(app, ["explain", "contain"])
     assert done.exit_code == 0 and done.stdout.startswith("--contain, parameter of the pipeline")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_in_bash(tmp_path: Path) -> None:
+    """As a user gets it: installed into a home, then asked as bash asks."""
+    env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["istseg", "--install-completion", "bash"], env=env, check=True, capture_output=True)
+    ask = 'source "$HOME/.bashrc"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _istseg_completion istseg; echo "${COMPREPLY[@]}"'
+    for words, expected in {
+        ("istseg", "ex"): {"explain", "export"},
+        ("istseg", "export", "--f"): {"--formats"},
+        ("istseg", "explain", "qc_"): {"qc_flag", "qc_reason", "qc_thresholds"},
+    }.items():
+        done = subprocess.run(["bash", "-c", ask, "bash", *words], env=env, check=True, capture_output=True, text=True)
+        assert set(done.stdout.split()) == expected, words
 
 
 def test_view_says_what_is_missing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,7 +44,11 @@ def test_strips_are_the_maximum_of_the_planes_in_every_layout(tmp_path: Path, mo
         problems: list[str] = []
         stacks.append([tiffs.inspect(path, problems)[0] for path in paths])
         assert not problems
-    found = [strip.copy() for strip in mosaics.strips(stacks, 64)]
+    found = []
+    for strip in mosaics.strips(stacks, 64):
+        found.append(strip.copy())
+        time.sleep(0.01)
+        np.testing.assert_array_equal(strip, found[-1], err_msg="the next strip is read into other memory")
     assert [strip.shape for strip in found] == [(2, 64, 131)] * 3 + [(2, 13, 131)] and found[0].dtype == np.uint16
     np.testing.assert_array_equal(np.concatenate(found, axis=1), [np.max(stack, axis=0) for stack in planes])
 

@@ -35,9 +35,18 @@ def subset(
     helper.run(raw=raw, platform=platform.value, out=out, region=region, fovs=fovs)
 
 
+def _names(incomplete: str) -> list[str]:
+    """For the shell's completion: what `explain` knows."""
+    from istseg.helpers.explain import entries
+
+    return [name for name in entries(None) if name.startswith(incomplete)]
+
+
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="Parameter, column of the samplesheet or of the cells, check of the report or flag of a cell.")],
+    name: Annotated[
+        str, typer.Argument(help="Parameter, column of the samplesheet or of the cells, check of the report or flag of a cell.", autocompletion=_names)
+    ],
     root: Annotated[Optional[Path], typer.Option(help="Folder of the pipeline, for its parameters. Default: where this program's source lies.")] = None,
 ) -> None:
     """Say what a name means and what to do."""

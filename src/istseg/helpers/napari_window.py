@@ -33,15 +33,21 @@ def show(sdata: SpatialData, colours: dict[str, str]) -> Interactive:
     table = sdata.tables[TABLE]
     flags = table.obs["qc_flag"]
     kinds = flags.cat.categories
+    cells = None
     if CELLS in sdata.shapes and len(flags) <= MOST_OUTLINES:
         cells = _add(shown, CELLS)
         cells.edge_color = [colours[flag] for flag in flags.set_axis(table.obs["label"]).loc[cells.metadata["indices"]]]
         cells.edge_width = 0.4
         cells.opacity = 1
     elif LABELS in sdata.labels:
-        _add(shown, LABELS)
+        cells = _add(shown, LABELS)
     _add_transcripts(viewer, sdata)
-    viewer.scale_bar.visible, viewer.scale_bar.unit = True, "µm"
+    for layer in viewer.layers:
+        layer.units = ("um",) * layer.ndim
+    viewer.scale_bar.visible = True
+    if cells is not None:
+        # The panel beside the image asks the table of the layer that is chosen.
+        viewer.layers.selection.active = cells
     counts = flags.value_counts()
     viewer.title = f"istseg: {', '.join(f'{counts[flag]} {flag}' for flag in kinds)}"
     viewer.reset_view()
@@ -84,6 +90,13 @@ def _add(shown: Interactive, element: str) -> napari.layers.Layer:
     return layer
 
 
+def _wait(seconds: float) -> None:
+    """Let the window draw."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        QApplication.processEvents()
+
+
 def main() -> None:
     """Show a store; with --picture save what the window shows, and end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,9 +109,9 @@ def main() -> None:
         shown.run()
         return
     shown._viewer.window.resize(1400, 900)
-    end = time.monotonic() + 3
-    while time.monotonic() < end:
-        QApplication.processEvents()
+    _wait(1)
+    shown._viewer.reset_view()
+    _wait(3)
     shown._viewer.screenshot(options.picture, canvas_only=False, flash=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -27,25 +27,40 @@ def strips(stacks: list[list[PageInfo]], rows: int) -> Iterator[np.ndarray]:
     height, width = stacks[0][0].shape
     readers = [[PageReader(page) for page in pages] for pages in stacks]
     try:
-        buffer = np.empty((len(readers), min(rows, height), width), np.uint16)
+        # One is read while the caller works on the other.
+        buffers = [np.empty((len(readers), min(rows, height), width), np.uint16) for _ in range(1 + (rows < height))]
         with ThreadPoolExecutor(given_cpus()) as threads:
-            for y0 in range(0, height, rows):
-                strip = buffer[:, : min(rows, height - y0)]
-                pieces = (
-                    threads.submit(_project, planes, target[top : top + step], y0 + top)
-                    for planes, target in zip(readers, strip, strict=True)
-                    # Segments are decoded once, by one thread.
-                    for step in [_rows_at_a_time(width) if all(r.plain for r in planes) else len(target)]
-                    for top in range(0, len(target), step)
-                )
-                for piece in list(pieces):
-                    piece.result()
-                for reader in (r for planes in readers for r in planes):
-                    threads.submit(reader.expect, y0 + rows, y0 + 2 * rows)
-                yield strip
+            before, reading = None, []
+            for i, y0 in enumerate(range(0, height, rows)):
+                _wait(reading)
+                strip = buffers[i % 2][:, : min(rows, height - y0)]
+                reading = _read(readers, strip, y0, threads)
+                if before is not None:
+                    yield before
+                before = strip
+            _wait(reading)
+            yield before
     finally:
         for reader in (r for planes in readers for r in planes):
             reader.close()
+
+
+def _read(readers: list[list[PageReader]], strip: np.ndarray, y0: int, threads: Executor) -> list[Future[None]]:
+    """Let threads fill a strip (c, h, x) with the rows from y0."""
+    height, width = strip.shape[1:]
+    reading = []
+    for planes, target in zip(readers, strip, strict=True):
+        # Segments are decoded once, by one thread.
+        step = _rows_at_a_time(width) if all(r.plain for r in planes) else height
+        reading += [threads.submit(_project, planes, target[top : top + step], y0 + top) for top in range(0, height, step)]
+    for reader in (r for planes in readers for r in planes):
+        threads.submit(reader.expect, y0 + height, y0 + 2 * height)
+    return reading
+
+
+def _wait(reading: list[Future[None]]) -> None:
+    for piece in reading:
+        piece.result()
 
 
 def _rows_at_a_time(width: int) -> int:
