@@ -6,6 +6,7 @@ with itself [parts of cells against each other: Petukhov et al. 2022].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ MIN_TRANSCRIPTS = 10
 MAX_CELLS = 2000
 NEIGHBOURS = 15
 _COMPONENTS = 20
+_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,8 @@ def halves(half: sparse.csr_matrix, counts: sparse.csr_matrix, seed: int) -> dic
     `half_correlation`: median over cells with `MIN_TRANSCRIPTS` in both halves. `neighbour_consistency`: share of the `NEIGHBOURS` nearest of at most
     `MAX_CELLS` such cells in expression that are the same for both halves. `half_cells`: how many such cells there are. None without enough.
     """
-    other = (counts - half).tocsr()
-    eligible = np.flatnonzero((_sums(half) >= MIN_TRANSCRIPTS) & (_sums(other) >= MIN_TRANSCRIPTS))
-    found = correlations(half[eligible], other[eligible])
+    eligible = np.flatnonzero((_sums(half) >= MIN_TRANSCRIPTS) & (_sums(counts) - _sums(half) >= MIN_TRANSCRIPTS))
+    found = _in_blocks(len(eligible), lambda at: correlations(half[eligible[at]], _rest(counts, half, eligible[at])))
     if len(eligible) > MAX_CELLS:
         chosen = np.sort(np.random.default_rng(seed).choice(eligible, MAX_CELLS, replace=False))
     else:
@@ -97,7 +98,7 @@ def halves(half: sparse.csr_matrix, counts: sparse.csr_matrix, seed: int) -> dic
     return {
         "half_cells": len(eligible),
         "half_correlation": _median(found),
-        "neighbour_consistency": _consistency(half[chosen], other[chosen]) if len(chosen) > 2 * NEIGHBOURS else None,
+        "neighbour_consistency": _consistency(half[chosen], _rest(counts, half, chosen)) if len(chosen) > 2 * NEIGHBOURS else None,
     }
 
 
@@ -114,14 +115,27 @@ def nuclear(nuclear_counts: sparse.csr_matrix, counts: sparse.csr_matrix, whole:
     `nuclear_correlation`: median over cells that are whole and have `MIN_TRANSCRIPTS` in both parts. `nuclear_specificity`: median of what is left of it after
     taking off the correlation of the same nucleus with the rest of the nearest such cell. `nuclear_cells`: how many there are. None without any.
     """
-    rest = (counts - nuclear_counts).tocsr()
-    eligible = np.flatnonzero(whole & (_sums(nuclear_counts) >= MIN_TRANSCRIPTS) & (_sums(rest) >= MIN_TRANSCRIPTS))
-    inner, outer = nuclear_counts[eligible], rest[eligible]
-    own = correlations(inner, outer)
+    enough = (_sums(nuclear_counts) >= MIN_TRANSCRIPTS) & (_sums(counts) - _sums(nuclear_counts) >= MIN_TRANSCRIPTS)
+    eligible = np.flatnonzero(whole & enough)
+
+    def agreement(other: np.ndarray) -> np.ndarray:
+        return _in_blocks(len(eligible), lambda at: correlations(nuclear_counts[eligible[at]], _rest(counts, nuclear_counts, other[at])))
+
+    own = agreement(eligible)
     result = {"nuclear_cells": len(eligible), "nuclear_correlation": _median(own), "nuclear_specificity": None}
     if len(eligible) > 1:
-        result["nuclear_specificity"] = _median(own - correlations(inner, outer[_nearest(centroids_um[eligible])]))
+        result["nuclear_specificity"] = _median(own - agreement(eligible[_nearest(centroids_um[eligible])]))
     return result
+
+
+def _in_blocks(n: int, measure: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """(n,) measured a block of rows at a time: the counts of a large slide fill a good part of the memory, and every step of a correlation makes copies."""
+    return np.concatenate([measure(slice(start, start + _ROWS)) for start in range(0, n, _ROWS)] or [np.empty(0)])
+
+
+def _rest(counts: sparse.csr_matrix, part: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
+    """(rows, genes) of the counts what is not in the part."""
+    return (counts[rows] - part[rows]).tocsr()
 
 
 def _nearest(xy: np.ndarray) -> np.ndarray:

@@ -91,9 +91,10 @@ def contamination(counts: sparse.csr_matrix, pairs: np.ndarray, centroids_um: np
     `contamination` = `foreign_beside` − `foreign_apart`; None where there are no such cells.
     """
     near = _neighbours(centroids_um)
-    columns = counts.tocsc()
+    genes, places = np.unique(pairs, return_inverse=True)
+    columns = counts[:, genes].tocsc()
     sums = np.zeros((2, 2))
-    for a, b in pairs.tolist():
+    for a, b in places.reshape(pairs.shape).tolist():
         one, other = (columns[:, [gene]].toarray().ravel() for gene in (a, b))
         kind = np.sign(one - other)
         beside = ((kind > 0) & (near @ (kind < 0) > 0)) | ((kind < 0) & (near @ (kind > 0) > 0))
