@@ -138,6 +138,13 @@ def test_regions_that_cannot_be_drawn_are_told_at_once(shown, tmp_path):
     assert "covers 500,-300,590." in error.value.problems[2]
 
 
+@pytest.mark.parametrize("layer_um", [0.001, float("nan")])
+def test_an_image_of_pixels_that_are_too_small_is_refused(shown, tmp_path, layer_um):
+    with pytest.raises(InputError, match="0.1 µm at least"):
+        call(shown[0], tmp_path / "out", layer_um=layer_um)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_enough_transcripts_all_genes_are_grey_and_it_is_said(tmp_path):
     sheet = make_sheet(tmp_path, per_cell=0)
     record = call(sheet, tmp_path / "out")

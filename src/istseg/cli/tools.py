@@ -61,7 +61,7 @@ def coexpression(
     region: Annotated[Optional[list[str]], typer.Option(help="`x0,y0,x1,y1` in µm: drawn beside the whole sample. Repeatable.")] = None,
     picture_px: Annotated[int, typer.Option(min=200, max=10_000, help="Longest side of a picture.")] = 2500,
     spot_um: Annotated[float, typer.Option(min=0, max=10, help="Standard deviation of a transcript's spot, µm.")] = 0.35,
-    layer_um: Annotated[float, typer.Option(min=0, help="Pixel of the SpatialData image for annotators, µm; 0: no image.")] = 0.5,
+    layer_um: Annotated[float, typer.Option(min=0, help="Pixel of the SpatialData image for annotators, µm, at least 0.1; 0: no image.")] = 0.5,
     seed: Seed = 0,
 ) -> None:
     """Show a sample's transcripts in colours that co-expressed genes share."""

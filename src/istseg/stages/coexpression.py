@@ -67,15 +67,17 @@ def run(
     spot_um
         Standard deviation of a transcript's spot, µm.
     layer_um
-        Pixel of the SpatialData image, µm; 0: no image.
+        Pixel of the SpatialData image, µm, at least 0.1; 0: no image.
     seed
         Another seed takes other neighbourhoods.
 
     Raises
     ------
     InputError
-        If the sample's files do not fit together or a region lies outside.
+        If the sample's files do not fit together, a region lies outside, or the image's pixels are too small.
     """
+    if layer_um and not layer_um >= _MIN_PIXEL_UM:
+        raise InputError(f"--layer-um {layer_um:g}: a pixel of the image is {_MIN_PIXEL_UM} µm at least, as those of the instruments are; 0 leaves the image out.")
     sample = Sample.read(sample_json)
     points = Points(zarr, sample)
     boxes = _boxes(sample, regions)
