@@ -68,7 +68,7 @@ class Points:
     Raises
     ------
     InputError
-        If a part is missing.
+        If a part is missing, or they hold more or fewer transcripts than sample.json says.
 
     """
 
@@ -86,6 +86,9 @@ class Points:
         if missing and self.sample.transcripts.get("total", 0):
             raise InputError(missing)
         self.parts = [] if missing else self.parts
+        held, known = sum(pq.read_metadata(part).num_rows for part in self.parts), self.sample.transcripts.get("total", 0)
+        if held != known:
+            raise InputError(f"{folder}: holds {held} transcripts, sample.json says {known}; the two do not belong together.")
         names = [*self.sample.genes, *self.sample.controls]
         self.categories = pd.Index(names)
         if not self.categories.is_unique:

@@ -19,6 +19,11 @@ RAW_OPTIONS = ("nucleus_stain", "membrane_stains", "z_planes", "fovs", "pixel_si
 OPTIONAL = (*RAW_OPTIONS, "annotations", "annotations_unit")
 _RESULTS = "cohort|input|pipeline_info|report[.]html|report[.]json|metrics[.]tsv|istseg_mqc[.]json|outputs[.]json|checksums[.]sha256|ro-crate-metadata[.]json"
 NAME_PATTERN = rf"^(?!({_RESULTS})$)[A-Za-z0-9][A-Za-z0-9_.-]{{0,79}}$"
+NAME_RULE = (
+    "use up to 80 letters, digits, `_`, `-`, `.`, the first a letter or digit, and none of the names of results: "
+    f"{_RESULTS.replace('[.]', '.').replace('|', ', ')}."
+)
+"""`NAME_PATTERN` in words."""
 STAIN_PATTERN = r"^[A-Za-z0-9_.+|/ -]+$"
 
 
@@ -103,10 +108,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str], problems:
     values = {name: value for name, value in zip(header, cells, strict=False) if value}
     problems += [f"{where}: has no {name}." for name in REQUIRED if name not in values]
     if "sample" in values and not re.fullmatch(NAME_PATTERN, values["sample"]):
-        problems.append(
-            f"{where}: the sample name {values['sample']!r} is not allowed; use up to 80 letters, digits, `_`, `-`, `.`, "
-            f"the first a letter or digit, and none of the names of results: {_RESULTS.replace('[.]', '.').replace('|', ', ')}."
-        )
+        problems.append(f"{where}: the sample name {values['sample']!r} is not allowed; {NAME_RULE}")
     if "platform" in values and values["platform"] not in READERS:
         near = difflib.get_close_matches(values["platform"].lower(), READERS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -136,6 +137,33 @@ def test_regions_that_cannot_be_drawn_are_told_at_once(shown, tmp_path):
         call(sheet, tmp_path, regions=["1,2,3", "5,5,4,9", "0,0,10,10"])
     assert [text.split(":")[0] for text in error.value.problems] == ["--region 1,2,3", "--region 5,5,4,9", "--region 0,0,10,10"]
     assert "covers 500,-300,590." in error.value.problems[2]
+
+
+def test_transcripts_of_another_sample_are_refused(shown, tmp_path):
+    """The same panel, fewer transcripts."""
+    other = make_sheet(tmp_path, per_cell=10, bands=3, height_um=120)
+    with pytest.raises(InputError, match="transcripts, sample.json says .* do not belong together"):
+        call(dataclasses.replace(shown[0], store=other.store), tmp_path / "out")
+
+
+def test_a_second_run_leaves_nothing_of_the_first(shown, tmp_path):
+    sheet, _, _ = shown
+    first = call(sheet, tmp_path, regions=["510,-290,540,-270", "520,-290,550,-270"])
+    (tmp_path / "pictures" / "region9.png").write_bytes(b"mine")
+    first["pictures"].append({"file": "../outside.png"})
+    (tmp_path / "coexpression.json").write_text(json.dumps(first))
+    (tmp_path.parent / "outside.png").write_bytes(b"mine")
+    call(sheet, tmp_path, layer_um=0)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["region9.png", "sample.png"]
+    assert not (tmp_path / "rna_coexpression.zarr").exists() and (tmp_path.parent / "outside.png").exists()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"pictures": 3, "layer_um": 0}'])
+def test_a_record_of_other_origin_is_not_replaced(shown, tmp_path, text):
+    (tmp_path / "coexpression.json").write_text(text)
+    with pytest.raises(InputError, match="coexpression.json: is not the record of an earlier run"):
+        call(shown[0], tmp_path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == [text]
 
 
 @pytest.mark.parametrize("layer_um", [0.001, float("nan")])

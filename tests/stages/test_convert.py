@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ def run(raw: Path, out: Path, platform: str = "merscope", **options) -> tuple[Sa
     store = out / "s.zarr"
     points = pd.concat([pq.read_table(p).to_pandas() for p in spatial.transcript_parts(store)], ignore_index=True)
     return Sample.read(out / "sample.json"), spatial.image_level(store)[:], points.sort_values("transcript_id", ignore_index=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("table", ["csv", "csv.gz", "parquet"])
@@ -199,9 +204,41 @@ def test_few_broken_rows_are_left_out_and_told_many_are_refused(tmp_path: Path) 
     assert any("first: row 18" in w for w in sample.details["warnings"])
     frame.loc[100:200, "global_y"] = np.inf
     fx.write_table(frame, tmp_path / "raw" / "detected_transcripts.csv")
+    before = contents(tmp_path / "out")
     with pytest.raises(InputError, match="103 of 3000 rows"):
         run(tmp_path / "raw", tmp_path / "out")
-    assert not (tmp_path / "out" / "sample.json").exists(), "a stale sample.json would pass for the new one"
+    assert contents(tmp_path / "out") == before, "the earlier result stays whole"
+
+
+def test_an_earlier_result_is_whole_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each renaming: what describes a store lies beside no other one."""
+    out = tmp_path / "out"
+    fx.merscope(tmp_path / "a", cells="hdf5")
+    fx.merscope(tmp_path / "b", cells="none", seed=1)
+    seen: list[set[str]] = []
+    replace = os.replace
+
+    def told(source: Path, target: Path) -> None:
+        if Path(target).name == "s.zarr":
+            seen.append({p.name for p in out.iterdir() if not p.name.startswith(".")})
+        replace(source, target)
+
+    run(tmp_path / "a", out)
+    assert {p.name for p in out.iterdir()} == {"s.zarr", "sample.json", "vendor_cells.parquet", "vendor_planes.parquet"}
+    monkeypatch.setattr(os, "replace", told)
+    run(tmp_path / "b", out)
+    assert {p.name for p in out.iterdir()} == {"s.zarr", "sample.json"}
+    run(tmp_path / "a", out)
+    assert all("sample.json" not in names and "vendor_cells.parquet" not in names for names in seen) and len(seen) == 2
+    fresh = tmp_path / "fresh"
+    run(tmp_path / "a", fresh)
+    assert contents(out) == contents(fresh)
+
+
+@pytest.mark.parametrize("name", ["cohort", "a b"])
+def test_a_name_that_is_not_allowed_is_told_in_the_words_of_the_samplesheet(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"--sample: the sample name '{name}' is not allowed; use up to 80 letters.* none of the names of results: cohort, "):
+        convert.run(raw=tmp_path, sample=name, platform="merscope", out=tmp_path / "out")
 
 
 def test_no_transcripts_no_cells_and_one_stain(tmp_path: Path) -> None:

@@ -209,6 +209,16 @@ def test_unknown_formats_are_all_named(world, tmp_path):
         go(world, tmp_path)
 
 
+def test_table_of_another_sample(world, tmp_path):
+    other = tmp_path / "sample.json"
+    other.write_text(world.paths["sample"].read_text().replace('"sample": "s1"', '"sample": "s2"'))
+    with pytest.raises(InputError, match="is of the sample s1, .* of s2"):
+        export.run(
+            sample_json=other, zarr=world.paths["store"], merged=world.paths["merged"], assessed=world.root / "assessed",
+            transcripts=world.root / "istseg" / "transcripts.parquet", out=tmp_path / "out", formats=["geojson"],
+        )  # fmt: skip
+
+
 def test_cells_of_another_run(world, tmp_path):
     import shutil
 

@@ -436,6 +436,17 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
         make(tmp_path / "x", stains="DAPI")
 
 
+@pytest.mark.parametrize("name", ["raw", "truth"])
+def test_folders_that_are_there_are_not_replaced(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    with pytest.raises(InputError) as error:
+        make(tmp_path, **SMALL, generation="D")
+    (first, second) = error.value.problems
+    assert "--generation D" in first and second == f"{tmp_path / name}: is there already; give another --out, or move it away."
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [name, f"{name}/notes.txt"]
+
+
 def test_strips_change_no_pixel_and_no_row(tmp_path, monkeypatch):
     from istseg.simulate import merscope as writer
 

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import shapely
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from istseg.artifacts import cells
 from istseg.artifacts.files import sha256
+from istseg.artifacts.sample import Sample
 from istseg.cli import road, tools
 from istseg.cli.options import Platform
 from istseg.errors import InputError
+from istseg.stages import stress
 from istseg.stress.judge import MEASURES
 from network_fixtures import BASE_MODEL
 from tissue_fixtures import make_sheet
@@ -61,9 +65,9 @@ def test_files_of_the_result(record, converted):
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert list(rows[0]) == ["kind", "level", *MEASURES] and [row["kind"] for row in rows] == [row["kind"] for row in record["conditions"]]
     assert float(rows[2]["pixel_iou"]) == pytest.approx(record["conditions"][2]["pixel_iou"], abs=1e-4) and rows[0]["affected_rna_iou"] == ""
-    assert record["pictures"] == [f"pictures/{name}.png" for name in ("clean", "contours_0", "contours_0.9", "dim_0.3", "rna_1", "rna_0.5")]
+    assert record["pictures"] == [f"stress_pictures/{name}.png" for name in ("clean", "contours_0", "contours_0.9", "dim_0.3", "rna_1", "rna_0.5")]
     assert all(Image.open(out / name).size == (554, 554) for name in record["pictures"]) and Image.open(out / "stress.png").width > 800
-    assert record["contours_of"] == "clean segmentation" and record["region_chosen_by"].startswith("most transcripts")
+    assert record["contours_of"] == "clean segmentation" and record["region_chosen_by"] == "most transcripts in 250 µm"
 
 
 def test_a_chosen_region_and_the_vendors_outlines(converted, tmp_path, record):
@@ -74,6 +78,41 @@ def test_a_chosen_region_and_the_vendors_outlines(converted, tmp_path, record):
     clean, broken = chosen["conditions"]
     assert chosen["contours_of"] == "vendor" and clean["cells"] < record["conditions"][0]["cells"]
     assert broken["affected_pixel_iou"] < broken["pixel_iou"] < 1
+
+
+def test_only_pictures_of_its_own_are_replaced(converted, tmp_path):
+    """As after `coexpression` into the same folder."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "sample.png").write_bytes(b"coexpression")
+    few = {"contours": "none", "dim": "none"}
+    call(converted, tmp_path, rna="0.5", **few)
+    call(converted, tmp_path, rna="0.75", **few)
+    assert (pictures / "sample.png").read_bytes() == b"coexpression"
+    assert sorted(p.name for p in (tmp_path / "stress_pictures").iterdir()) == ["clean.png", "rna_0.75.png"]
+    record = (tmp_path / "stress.json").read_bytes()
+    (tmp_path / "stress_pictures" / "mine.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="stress_pictures: holds mine.png, which this command did not write"):
+        call(converted, tmp_path, rna="0.5", device="cuda", **few)
+    assert (tmp_path / "stress_pictures" / "mine.png").read_bytes() == b"mine" and (tmp_path / "stress.json").read_bytes() == record
+
+
+def test_contours_that_cannot_be_broken_are_no_result(converted, tmp_path):
+    far = cells.read(converted / "vendor_cells.parquet")
+    cells.write(tmp_path / "far.parquet", cells.frame(list(far["cell_id"]), shapely.transform(far.geometry.to_numpy(), lambda xy: xy + 5000)))
+    with pytest.raises(InputError, match="far.parquet: has no cell in the region .* Is it of another sample"):
+        call(converted, tmp_path / "out", vendor_cells=tmp_path / "far.parquet")
+    with pytest.raises(InputError, match="--cells 0: is none of the [0-9]+ cells in the region"):
+        call(converted, tmp_path / "out", cells=0.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_box_of_the_largest_side_is_not_too_wide(converted):
+    sample = Sample.read(converted / "sample.json")
+    start = next(v for v in (i * 24 / 7 for i in range(1, 1000)) if v + 1000 - v > 1000)
+    stress._check_size(sample, (0.0, start, 1000.0, start + 1000))
+    with pytest.raises(InputError, match="at most 1000 µm"):
+        stress._check_size(sample, (0.0, 0.0, 1000.0, 1000.1))
 
 
 def test_problems_are_told_at_once(converted, tmp_path):

@@ -113,6 +113,23 @@ def test_the_densest_box_is_found(tmp_path):
     assert densest(np.zeros((9, 13)), 96, sheet.sample) == (0, 0, 96, 96)
 
 
+@pytest.mark.parametrize("side", [50, 60, 110, 190])
+def test_the_densest_box_has_the_side_that_was_asked_for(tmp_path, side):
+    sheet = make_sheet(tmp_path, 200, 300, per_cell=1)
+    height, width = sheet.sample.size_um
+    for square in ((0, 0), (4, 6), (8, 12)):
+        squares = np.zeros((9, 13))
+        squares[square] = 1
+        y0, x0, y1, x1 = densest(squares, side, sheet.sample)
+        assert (y1 - y0, x1 - x0) == pytest.approx((side, side), abs=1e-9)
+        assert 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width
+        middle_y, middle_x = min((square[0] + 0.5) * 24, height), min((square[1] + 0.5) * 24, width)
+        assert y0 <= middle_y <= y1 and x0 <= middle_x <= x1
+    # As high as the mosaic is, no less wide than asked for.
+    y0, x0, y1, x1 = densest(np.ones((9, 13)), 250, sheet.sample)
+    assert (y0, y1) == (0, height) and x1 - x0 == 250
+
+
 def test_a_region_has_the_pixels_and_transcripts_of_the_samples_tiles(tmp_path):
     sheet = make_sheet(tmp_path, pixel_um=0.108)
     tile = Tile.read(tile_of(sheet, tmp_path / "tiles")[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 import raw_fixtures as fx
 from istseg.artifacts import spatial
 from istseg.artifacts.sample import Sample, apply_affine
-from istseg.cli import app
+from istseg.cli import app, main
 from istseg.errors import InputError, IstsegError
 from istseg.helpers import explain, sheet, subset, view
 from istseg.raw import open_raw
@@ -65,6 +66,83 @@ def test_samplesheet_lists_a_damaged_sample_with_a_warning(tmp_path: Path, caplo
     sheet.run(folder=tmp_path / "runs", out=tmp_path / "s.csv")
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 2
     assert any("micron_to_mosaic" in r.message for r in caplog.records if r.levelname == "WARNING")
+
+
+def _remove(root: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        found = list(root.glob(pattern))
+        assert found, pattern
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+DAMAGE = {
+    "merscope without table": ("merscope", fx.merscope, ("detected_transcripts.csv",), "detected_transcripts"),
+    "merscope without images": ("merscope", fx.merscope, ("images",), "images: cannot be read"),
+    "merscope without table and transform": ("merscope", fx.merscope, ("detected_transcripts.csv", "images/*.csv"), "micron_to_mosaic"),
+    "cosmx without transcripts": ("cosmx", fx.cosmx, ("S1_tx_file.csv.gz",), "has no transcript table"),
+    "cosmx without tables": ("cosmx", fx.cosmx, ("S1_*.csv.gz",), "has no transcript table"),
+    "cosmx without images": ("cosmx", fx.cosmx, ("CellStatsDir",), "has no images"),
+    "cosmx without images and transcripts": ("cosmx", fx.cosmx, ("CellStatsDir", "S1_tx_file.csv.gz"), "has no images"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_samplesheet_lists_what_is_left_of_a_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str) -> None:
+    platform, write, missing, message = DAMAGE[case]
+    runs = tmp_path / "runs"
+    fx.merscope(runs / "good_merscope")
+    fx.cosmx(runs / "good_cosmx")
+    write(runs / "a" / "damaged")
+    _remove(runs / "a" / "damaged", *missing)
+    (runs / "pictures").mkdir()
+    tifffile.imwrite(runs / "pictures" / "mosaic.tif", np.zeros((4, 4), np.uint8))
+    tifffile.imwrite(runs / "pictures" / "S1_F00001.TIF", np.zeros((4, 4), np.uint8))
+    sheet.run(folder=runs, out=tmp_path / "s.csv")
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert {(r["platform"], r["path"]) for r in rows} == {
+        (platform, "runs/a/damaged"), ("merscope", "runs/good_merscope"), ("cosmx", "runs/good_cosmx")
+    }  # fmt: skip
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith(f"a_damaged ({runs / 'a' / 'damaged'}): ") and message in warning
+
+
+def test_samplesheet_takes_flat_files_and_images_of_a_damaged_slide_together(tmp_path: Path) -> None:
+    fx.cosmx(tmp_path / "slide" / "raw")
+    (tmp_path / "slide" / "flat").mkdir()
+    (tmp_path / "slide" / "raw" / "S1_fov_positions_file.csv.gz").rename(tmp_path / "slide" / "flat" / "S1_fov_positions_file.csv.gz")
+    (tmp_path / "slide" / "raw" / "S1_tx_file.csv.gz").unlink()
+    assert sheet.find(tmp_path) == [("cosmx", tmp_path / "slide")]
+
+
+def test_samplesheet_leaves_out_what_istseg_exported(exported, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "s" / "exports"
+    shutil.copytree(exported.root / "out", out)
+    (out / "explorer").mkdir()
+    (out / "explorer" / "experiment.xenium").write_text("{}")
+    (out / "explorer" / "cell_ids.csv").write_text("explorer_id,cell_id\n")
+    assert {"vizgen", "cosmx"} <= {p.name for p in out.iterdir()}
+    fx.merscope(tmp_path / "exports" / "vizgen")
+    (tmp_path / "exports" / "vizgen" / "cell_metadata.csv").write_text("EntityID,fov\n1,2\n")
+    assert sheet.find(tmp_path) == [("merscope", tmp_path / "exports" / "vizgen")]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file/x.csv", "file: File exists. A file lies where a folder must be: move it away, or give another path."),
+        ("file/sub/x.csv", "file/sub: Not a directory. A file lies where a folder must be"),
+        ("/proc/x.csv", "ERROR: /proc/x.csv: No such file or directory. Check the path, or give another one."),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_told_as_it_was_given(tmp_path, monkeypatch, capsys, out: str, message: str) -> None:
+    fx.merscope(tmp_path / "runs")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["istseg", "--quiet", "samplesheet", str(tmp_path / "runs"), "--out", str(tmp_path / out)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 1 and message in told and ".part" not in told and len(told.splitlines()) == 1
 
 
 def test_names_of_samples_are_allowed_and_unique(tmp_path: Path) -> None:
@@ -177,6 +255,62 @@ def test_subset_says_what_is_wrong_and_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
 
 
+def _region(truth: dict) -> str:
+    return ",".join(map(str, apply_affine(np.linalg.inv(truth["matrix"]), np.array([[15, 22], [105, 182]])).ravel()))
+
+
+@pytest.mark.parametrize("table", ["csv", "csv.gz"])
+def test_cut_tables_look_as_those_of_the_vendor(tmp_path: Path, table: str) -> None:
+    truth = fx.merscope(tmp_path / "raw")
+    lines = (tmp_path / "raw" / "detected_transcripts.csv").read_text().splitlines()
+    frame = truth["transcripts"]
+    inside = ((truth["px"] > 20) & (truth["px"] < 100) & (truth["py"] > 30) & (truth["py"] < 180)).nonzero()[0]
+    assert len(inside) > 20
+    # What must be quoted, and what looks like a missing value.
+    for row, gene in zip(inside[:4], ('"HLA-A,B"', '"the ""A"" gene"', "NA", ""), strict=True):
+        cells = lines[row + 1].split(",")
+        cells[list(frame.columns).index("gene")] = gene
+        lines[row + 1] = ",".join(cells)
+    text = "\n".join(lines) + "\n"
+    path = tmp_path / "raw" / f"detected_transcripts.{table}"
+    (tmp_path / "raw" / "detected_transcripts.csv").unlink()
+    path.write_bytes(gzip.compress(text.encode()) if table == "csv.gz" else text.encode())
+    (tmp_path / "raw" / "cell_by_gene.csv").write_text("cell,Actb,Gad1\n1878901234567890000,1,0\n1878901234567890001,NaN,\n1878901234567890004,5,5\n")
+    subset.run(raw=tmp_path / "raw", platform="merscope", out=tmp_path / "part", region=_region(truth))
+    written = tmp_path / "part" / path.name
+    cut = (gzip.decompress(written.read_bytes()) if table == "csv.gz" else written.read_bytes()).decode().splitlines()
+    assert cut[0] == lines[0] and [line for line in lines if line in set(cut)] == cut, "rows are those of the source, letter by letter"
+    assert {lines[row + 1] for row in inside} <= set(cut)
+    counts = (tmp_path / "part" / "cell_by_gene.csv").read_text().splitlines()
+    assert counts == ["cell,Actb,Gad1", "1878901234567890000,1,0", "1878901234567890001,NaN,"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("detected_transcripts.csv", None, "a value of the column global_x cannot be read .*here.* Correct the table"),
+        ("cell_by_gene.csv", b"", "is empty. Was it copied in full"),
+        ("cell_by_gene.csv", b"\xff\xfe\x00\x01\n\x80", "is not a text table"),
+        ("cell_by_gene.csv", b"cell,Actb\n1,2\n\xff\xfe,3\n", "cannot be read"),
+        ("cell_by_gene.csv", b"cell,Actb,Actb\n1,2,3\n", "has the columns 'Actb' more than once"),
+        ("cell_metadata.csv", b"EntityID,fov\n1,2\n3\n", "wrong number of columns"),
+    ],
+)
+def test_subset_tells_a_table_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    truth = fx.merscope(tmp_path / "raw")
+    path = tmp_path / "raw" / name
+    if content is None:
+        frame = pd.read_csv(path, dtype=str)
+        frame.loc[frame.index[-1], "global_x"] = "here"
+        frame.rename(columns={"Unnamed: 0": ""}).to_csv(path, index=False)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{path}: .*{message}") as error:
+        subset.run(raw=tmp_path / "raw", platform="merscope", out=tmp_path / "part", region=_region(truth))
+    assert len(error.value.problems) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+
+
 def test_explain_knows_every_parameter_column_check_and_flag() -> None:
     from istseg.artifacts.metrics import FLAGS
     from istseg.report.checks import limits
@@ -204,6 +338,10 @@ def test_explain_knows_every_column_of_the_cells(exported) -> None:
 def test_explain_on_the_command_line() -> None:
     done = CliRunner().invoke(app, ["explain", "contain"])
     assert done.exit_code == 0 and done.stdout.startswith("--contain, parameter of the pipeline")
+    for pasted in ("--tile_um", "--tile-um"):
+        assert CliRunner().invoke(app, ["explain", pasted]).stdout.startswith("--tile_um, parameter of the pipeline")
+    with pytest.raises(InputError, match="nextflow_schema.json"):
+        explain.run(name="tile_um", root=Path("/nowhere"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -224,7 +362,12 @@ def test_completion_in_bash(tmp_path: Path) -> None:
 def test_view_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no SpatialData"):
         view.run(folder=tmp_path)
-    (tmp_path / "exports" / "s.zarr").mkdir(parents=True)
+    store = tmp_path / "exports" / "s.zarr"
+    (store / "images" / "stains").mkdir(parents=True)
+    with pytest.raises(InputError, match="s.zarr: has no points/transcripts and no tables/table; give a store"):
+        view.run(folder=tmp_path)
+    for part in ("points/transcripts", "tables/table"):
+        (store / part).mkdir(parents=True)
     assert view.store_of(tmp_path) == view.store_of(tmp_path / "exports" / "s.zarr") == tmp_path / "exports" / "s.zarr"
     with pytest.raises(IstsegError, match="^napari and napari-spatialdata .*is not installed .*--python napari/bin/python"):
         view.run(folder=tmp_path)

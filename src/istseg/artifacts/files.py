@@ -15,6 +15,8 @@ from typing import Any
 
 from istseg.errors import DiskFullError, InputError
 
+_TEMPORARY = re.compile(r"^\.(.+)\.[0-9]+\.part(\.[^.]*)?$")
+
 
 @contextmanager
 def scratch(path: str | Path) -> Iterator[Path]:
@@ -22,12 +24,12 @@ def scratch(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
-    _remove(temporary)
+    remove(temporary)
     _remove_leftovers(path)
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 @contextmanager
@@ -44,17 +46,22 @@ def whole(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             if path.is_dir():
-                _remove(path)
+                remove(path)
             os.replace(temporary, path)
         except (OSError, RuntimeError, DiskFullError) as error:
             if not _is_disk_full(error):
                 raise
-            _remove(temporary)
+            remove(temporary)
             free = shutil.disk_usage(path.parent).free
             raise DiskFullError(
                 f"{path}: cannot be written: No space left on device ({free / 1e6:.1f} MB are free after what was begun is removed), or no quota. "
                 "Make room or use another folder, and run it again: nothing half is left."
             ) from None
+
+
+def final(path: str | Path) -> Path:
+    """The path that a temporary one, or one below it, becomes; any other path as it is."""
+    return Path(*(_TEMPORARY.sub(r"\1", part) for part in Path(path).parts))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -72,7 +79,7 @@ def _remove_leftovers(path: Path) -> None:
     named = re.compile(re.escape(f".{path.name}.") + r"([0-9]+)" + re.escape(f".part{path.suffix}"))
     for name in os.listdir(path.parent):
         if (match := named.fullmatch(name)) and not _runs(int(match[1])):
-            _remove(path.parent / name)
+            remove(path.parent / name)
 
 
 def _runs(process: int) -> bool:
@@ -85,7 +92,8 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing where there is nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -5,6 +5,7 @@ Stage modules are imported inside the commands because torch and spatialdata tak
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from typing import Annotated, Optional
@@ -12,11 +13,16 @@ from typing import Annotated, Optional
 import typer
 
 from istseg import __version__
+from istseg.artifacts.files import final
 from istseg.cli import comparators, helpers, road, tools  # noqa: F401  They enter their commands into the applications.
 from istseg.cli.options import app, comparator_app
 from istseg.errors import EXIT_BAD_INPUT, EXIT_OUT_OF_MEMORY, InputError, IstsegError
 
 __all__ = ["app", "comparator_app", "main"]
+
+_FORBIDDEN = "Check the permissions, or give another path."
+_A_FILE = "A file lies where a folder must be: move it away, or give another path."
+_ADVICE = {errno.EEXIST: _A_FILE, errno.ENOTDIR: _A_FILE, errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN, errno.EROFS: _FORBIDDEN}
 
 
 @app.callback(invoke_without_command=True)
@@ -50,7 +56,7 @@ def main() -> None:
         typer.echo(f"ERROR: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        typer.echo(f"ERROR: {error.filename or 'files'}: {error.strerror or error}.", err=True)
+        typer.echo(f"ERROR: {_told(error)}", err=True)
         sys.exit(1)
     except MemoryError as error:
         typer.echo(f"ERROR: the memory is not enough ({error or 'Python'}); give the task more.", err=True)
@@ -61,3 +67,10 @@ def main() -> None:
             raise
         typer.echo(f"ERROR: the memory of the GPU is not enough ({error}); lower the batch size, or give the task a GPU of its own.", err=True)
         sys.exit(EXIT_OUT_OF_MEMORY)
+
+
+def _told(error: OSError) -> str:
+    """What, where, what to do; a file that is being written has the name that it will get."""
+    if not error.filename:
+        return f"files: {error.strerror or error}."
+    return f"{final(str(error.filename))}: {error.strerror or error}. {_ADVICE.get(error.errno, 'Check the path, or give another one.')}"

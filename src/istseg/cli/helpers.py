@@ -42,7 +42,8 @@ def _names(incomplete: str) -> list[str]:
     return [name for name in entries(None) if name.startswith(incomplete)]
 
 
-@app.command()
+# A name is often pasted with the dashes of a parameter.
+@app.command(context_settings={"ignore_unknown_options": True})
 def explain(
     name: Annotated[
         str, typer.Argument(help="Parameter, column of the samplesheet or of the cells, check of the report or flag of a cell.", autocompletion=_names)

@@ -31,10 +31,10 @@ from istseg.grid import DEFAULT_WORKING_UM
 def doctor(
     device: Device = "cpu",
     weights: Annotated[Optional[list[Path]], typer.Option(help="Files of weights whose checksums are told. Repeatable.")] = None,
-    assets: Annotated[Optional[Path], typer.Option(help="The pipeline's `assets/`. Default: that of the checkout, if this runs in one.")] = None,
+    assets: Annotated[Optional[Path], typer.Option(**Existing, help="The pipeline's `assets/`. Default: that of the checkout, if this runs in one.")] = None,
     disk: Annotated[Path, typer.Option(help="Folder whose free space counts.")] = Path("."),
     min_disk_gb: Annotated[float, typer.Option(min=0, help="Least free space there, GB.")] = 1.0,
-    programs: Annotated[Optional[Path], typer.Option(help="Folder of the comparators' programs.")] = None,
+    programs: Annotated[Optional[Path], typer.Option(**Existing, help="Folder of the comparators' programs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what this machine or container has of what istseg needs; exit status 1 when runs would fail."""

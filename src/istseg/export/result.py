@@ -57,7 +57,7 @@ class Result:
         Raises
         ------
         InputError
-            If a file is missing or the cells and the table differ.
+            If a file is missing, the cells and the table differ, or the table is of another sample.
 
         """
         import anndata
@@ -70,6 +70,9 @@ class Result:
         table = anndata.read_h5ad(path)
         if table.obs_names.tolist() != cells["cell_id"].tolist():
             raise InputError(f"{path}: its cells are not those of {merged}/{SEGMENTATION}.cells.parquet; run assign and assess on these cells.")
+        named = sorted(set(table.obs["sample"].astype(str)))
+        if named not in ([], [sample.sample]):
+            raise InputError(f"{path}: is of the sample {', '.join(named)}, {sample_json} of {sample.sample}; give files of one sample.")
         labels = merged / "labels.zarr"
         return cls(sample, Path(store), cells, cells_file.read(merged / "nuclei.parquet"), table, labels if labels.exists() else None, Path(transcripts))
 

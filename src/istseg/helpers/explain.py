@@ -53,8 +53,10 @@ def run(*, name: str, root: Path | None = None) -> str:
     Raises
     ------
     InputError
-        If nothing has this name; the message names what is near.
+        If nothing has this name; the message names what is near. If `root` is no folder of the pipeline.
     """
+    if root and not (root / "nextflow_schema.json").is_file():
+        raise InputError(f"--root {root}: holds no nextflow_schema.json; give the folder of the pipeline, in which main.nf lies.")
     known = entries(root)
     key = name.lstrip("-").replace("-", "_").lower()
     if key not in known and key.endswith("_mean"):

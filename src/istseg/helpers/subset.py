@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -49,7 +48,7 @@ def run(*, raw: Path, platform: str, out: Path, region: str | None = None, fovs:
     Raises
     ------
     InputError
-        If the folder cannot be read, the part is empty or outside, or the platform cannot be cut.
+        If the folder or a table cannot be read, the part is empty or outside, or the platform cannot be cut.
     """
     if platform not in _NEEDED:
         raise InputError(f"--platform {platform}: its folders cannot be cut; those of {', '.join(_NEEDED)} can.")
@@ -104,9 +103,12 @@ def _merscope(reader: MerscopeSample, region: str, out: Path) -> None:
     cells = _merscope_cells(reader, out, corner_um, far_um)
     for name in ("cell_metadata.csv", "cell_by_gene.csv"):
         if cells is not None and (reader.region / name).exists():
-            frame = pd.read_csv(reader.region / name, dtype=str, keep_default_na=False)
-            key = "EntityID" if "EntityID" in frame else frame.columns[0]
-            frame[frame[key].isin(cells)].rename(columns=lambda c: "" if c.startswith("Unnamed:") else c).to_csv(out / name, index=False)
+            cut_rows.copy(reader.region / name, out / name, lambda table: _of_cells(table, cells))
+
+
+def _of_cells(table: pa.Table, cells: set[str]) -> pa.Table:
+    key = "EntityID" if "EntityID" in table.column_names else table.column_names[0]
+    return table.filter(pc.is_in(table[key], pa.array(sorted(cells), pa.string())))
 
 
 def _cut(source: Path, target: Path, low: np.ndarray, high: np.ndarray) -> None:
@@ -154,7 +156,7 @@ def _cosmx(reader: CosmxSample, raw: Path, out: Path) -> None:
 
     def among(table: pa.Table) -> pa.Table:
         name = tables.find_column(table.column_names, "fov")
-        return table.filter(pa.array(np.isin(pc.cast(table[name], pa.float64()).to_numpy(), list(wanted))))
+        return table.filter(pa.array(np.isin(cut_rows.numbers(table, name).to_numpy(), list(wanted))))
 
     beside = [p for p in sorted(layout.tx.parent.iterdir()) if p.name.endswith(("_exprMat_file.csv", "_metadata_file.csv", ".csv.gz"))]
     for path in dict.fromkeys(p for p in (layout.tx, layout.positions, layout.polygons, *beside) if p):

@@ -50,7 +50,7 @@ def _shifted(table: pa.Table, by: np.ndarray) -> pa.Table:
     for names, shift in zip(_COORDINATES, by, strict=True):
         for name in set(names) & set(table.column_names):
             place, column = table.column_names.index(name), table[name]
-            moved = pc.subtract(pc.cast(column, pa.float64()), float(shift))
+            moved = pc.subtract(cut_rows.numbers(table, name), float(shift))
             if pa.types.is_string(column.type):
                 moved = pc.round(moved, _DECIMALS)
             table = table.set_column(place, name, moved.cast(column.type))

@@ -11,6 +11,7 @@ from istseg.errors import InputError, IstsegError
 from istseg.report import palette
 
 _WINDOW = Path(__file__).with_name("napari_window.py")
+_SHOWN = ("images/stains", "points/transcripts", "tables/table")
 _ABSENT = """
 import importlib.util
 print(*[name.replace("_", "-") for name in ("napari", "napari_spatialdata", "qtpy") if importlib.util.find_spec(name) is None])
@@ -32,11 +33,13 @@ def run(*, folder: Path, python: Path | None = None, picture: Path | None = None
     Raises
     ------
     InputError
-        If there is no SpatialData, or no such Python.
+        If there is no SpatialData of a result, or no such Python.
     IstsegError
         If napari is not installed, or ended with an error.
     """
     store = store_of(folder)
+    if missing := [part for part in _SHOWN if not (store / part).is_dir()]:
+        raise InputError(f"{store}: has no {' and no '.join(missing)}; give a store that `--exports spatialdata` or `istseg export` wrote.")
     program = str(python or sys.executable)
     try:
         asked = subprocess.run([program, "-c", _ABSENT], capture_output=True, text=True)

@@ -188,6 +188,11 @@ class RawSample(abc.ABC):
     def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
         """The folder of the sample that a folder with these entries belongs to, not above `top`; None where it is none of this platform."""
 
+    @classmethod
+    def remains_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """The same for what is left of a damaged sample: files or images that only this platform has, without all that `root_of` asks for."""
+        return None
+
     @abc.abstractmethod
     def inspect(self) -> Facts:
         """Look at headers and bounded samples only; must come first.

@@ -34,14 +34,16 @@ class CosmxSample(RawSample):
     @classmethod
     def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
         """See `RawSample.root_of`. Flat files may lie beside the images, below a folder of both."""
-        if not any(cosmx_files.is_transcript_table(name) for name in names):
+        return _with_images(folder, top) if any(cosmx_files.is_transcript_table(name) for name in names) else None
+
+    @classmethod
+    def remains_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """See `RawSample.remains_of`."""
+        if any(cosmx_files.is_positions_table(name) for name in names):
+            return _with_images(folder, top)
+        if folder == top or not cosmx_files.holds_images(folder, names):
             return None
-        for root in (folder, *folder.parents):
-            if root != top and not root.is_relative_to(top):
-                break
-            if cosmx_files.find_layout(root, [], []).images:
-                return root
-        return folder
+        return folder.parents[1] if folder.parent.name == "CellStatsDir" and folder.parent != top else folder.parent
 
     def inspect(self) -> Facts:
         """See `RawSample.inspect`."""
@@ -383,6 +385,20 @@ class CosmxSample(RawSample):
         if self.layout.polygons:
             return cosmx_cells.from_table(self.layout.polygons, self.placement, self.facts.pixel_size_um)
         return [], [], {}
+
+
+def _with_images(folder: Path, top: Path) -> Path:
+    """The nearest folder with images of those that a table lies in; the table's own where none has any."""
+    for root in (folder, *folder.parents):
+        if root != top and not root.is_relative_to(top):
+            break
+        try:
+            if cosmx_files.find_layout(root, [], []).images:
+                return root
+        except InputError:
+            # Opening the sample tells why.
+            break
+    return folder
 
 
 def _listing(numbers: list[int]) -> str:

@@ -28,6 +28,7 @@ _STAGE_COLUMNS = ["Slide", "X_mm", "Y_mm", "Z_mm", "ZOffset_mm", "ROI", "FOV", "
 """Of `latest.fovs.csv`, which has no header."""
 _FOV = r"_F(?P<fov>\d{1,6})"
 _IMAGE = re.compile(rf".*{_FOV}\.(tiff?|png|jpe?g)", re.IGNORECASE)
+_IMAGE_FOLDERS = ("morphology2d", "cellcomposite")
 _LABELS = re.compile(rf"CellLabels{_FOV}\.tiff?", re.IGNORECASE)
 _TABLES = {
     "tx": re.compile(r".*_tx_file\.(csv(\.gz)?|parquet)", re.IGNORECASE),
@@ -59,12 +60,23 @@ def is_transcript_table(name: str) -> bool:
     return _TABLES["tx"].fullmatch(name) is not None
 
 
+def is_positions_table(name: str) -> bool:
+    """By its name."""
+    return _TABLES["positions"].fullmatch(name) is not None
+
+
+def holds_images(folder: Path, names: set[str]) -> bool:
+    """Whether a folder with these entries is one of images by field of view."""
+    return folder.name.lower() in _IMAGE_FOLDERS and any(_IMAGE.fullmatch(name) for name in names)
+
+
 def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     """Look for the files of a sample; `problems` says which are missing or double."""
     layout = Layout(root)
     found: dict[str, list[Path]] = {name: [] for name in _TABLES}
     morphology: dict[int, list[Path]] = {}
     composite: dict[int, list[Path]] = {}
+    by_folder = dict(zip(_IMAGE_FOLDERS, (morphology, composite), strict=True))
     labels: dict[int, list[Path]] = {}
     files = _files(root)
     for path in files:
@@ -74,8 +86,7 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
         if match := _LABELS.fullmatch(path.name):
             labels.setdefault(int(match["fov"]), []).append(path)
         elif match := _IMAGE.fullmatch(path.name):
-            kind = path.parent.name.lower()
-            target = {"morphology2d": morphology, "cellcomposite": composite}.get(kind)
+            target = by_folder.get(path.parent.name.lower())
             if target is not None:
                 target.setdefault(int(match["fov"]), []).append(path)
     if not found["tx"] and any("protein" in part.lower() for path in files for part in path.relative_to(root).parts):

@@ -44,6 +44,14 @@ class MerscopeSample(RawSample):
         """See `RawSample.root_of`."""
         return folder if names & set(TRANSCRIPT_FILES) and "images" in names else None
 
+    @classmethod
+    def remains_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
+        """See `RawSample.remains_of`."""
+        if names & set(TRANSCRIPT_FILES):
+            return folder
+        images = folder.name == "images" and folder != top and (TRANSFORM in names or any(IMAGE.fullmatch(name) for name in names))
+        return folder.parent if images else None
+
     def inspect(self) -> Facts:
         """See `RawSample.inspect`."""
         problems: list[str] = []

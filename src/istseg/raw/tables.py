@@ -31,7 +31,7 @@ _BLOCKS = 4
 """Given at a time."""
 SAMPLE_BYTES = 4 << 20
 SAMPLE_PLACES = 5
-_NULLS = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
+NULLS = ["", "NA", "NaN", "nan", "NULL", "null", "None"]
 _MAX_HEADER = 1 << 22
 
 
@@ -91,8 +91,13 @@ def find_column(names: list[str], *wanted: str) -> str | None:
     return next((lower[w.lower()] for w in wanted if w.lower() in lower), None)
 
 
-def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+def stream(path: Path, columns: dict[str, pa.DataType], text_nulls: bool = True) -> Iterator[pa.Table]:
     """Give the wanted columns in blocks of bounded size, in the order of the rows.
+
+    Parameters
+    ----------
+    text_nulls
+        Whether `NULLS` are missing values in columns of text, too; else these are what the file holds.
 
     Raises
     ------
@@ -100,6 +105,7 @@ def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         On a malformed row, a value that is no number, or a file cut off.
     """
     schema = pa.schema(list(columns.items()))
+    options = _options(columns, text_nulls)
     try:
         if is_parquet(path):
             with pq.ParquetFile(path) as stored:
@@ -108,9 +114,9 @@ def stream(path: Path, columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
             return
         with pa.OSFile(str(path)) as raw:
             if is_gzip(path):
-                yield from _tables(pa.CompressedInputStream(raw, "gzip"), columns)
+                yield from _tables(pa.CompressedInputStream(raw, "gzip"), options)
             else:
-                yield from _in_parts(raw, _part_ends(path), columns)
+                yield from _in_parts(raw, _part_ends(path), options)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: {_explain(error)}") from None
 
@@ -160,10 +166,10 @@ def _parquet_sample(stored: pq.ParquetFile, columns: list[str]) -> pa.Table:
     return pa.Table.from_batches([t for t in tables if t is not None], schema=stored.schema_arrow if not any(tables) else None)
 
 
-def _tables(source: object, columns: dict[str, pa.DataType], names: list[str] | None = None) -> Iterator[pa.Table]:
-    blocks = (batch for batch in _csv(source, columns, names) if batch.num_rows)
+def _tables(source: object, options: pa.csv.ConvertOptions, names: list[str] | None = None) -> Iterator[pa.Table]:
+    blocks = (batch for batch in _csv(source, options, names) if batch.num_rows)
     while together := list(islice(blocks, _BLOCKS)):
-        yield pa.Table.from_batches(together).select(list(columns))
+        yield pa.Table.from_batches(together).select(options.include_columns)
 
 
 def _part_ends(path: Path) -> list[int]:
@@ -179,10 +185,10 @@ def _part_ends(path: Path) -> list[int]:
     return [*ends, size]
 
 
-def _in_parts(raw: pa.NativeFile, ends: list[int], columns: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+def _in_parts(raw: pa.NativeFile, ends: list[int], options: pa.csv.ConvertOptions) -> Iterator[pa.Table]:
     """Parts of a text table parsed by a few threads, in their order."""
     if len(ends) == 1:
-        yield from _tables(raw, columns)
+        yield from _tables(raw, options)
         return
     names = pa.csv.read_csv(pa.BufferReader(raw.read_at(min(ends[0], _MAX_HEADER), 0).splitlines()[0] + b"\n")).column_names
     n = min(given_cpus(), _MOST_THREADS)
@@ -191,14 +197,14 @@ def _in_parts(raw: pa.NativeFile, ends: list[int], columns: dict[str, pa.DataTyp
         try:
             for start, end in pairwise([0, *ends]):
                 part = raw.get_stream(start, end - start)
-                pending.append(threads.submit(lambda *given: list(_tables(*given)), part, columns, names if start else None))
+                pending.append(threads.submit(lambda *given: list(_tables(*given)), part, options, names if start else None))
                 if len(pending) > n:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
         except pa.ArrowException:
             # The message of a part counts its rows from its own beginning.
-            for _ in _tables(raw.get_stream(0, ends[-1]), columns):
+            for _ in _tables(raw.get_stream(0, ends[-1]), options):
                 pass
             raise
         finally:
@@ -206,17 +212,21 @@ def _in_parts(raw: pa.NativeFile, ends: list[int], columns: dict[str, pa.DataTyp
                 part.cancel()
 
 
-def _csv(source: object, columns: dict[str, pa.DataType], names: list[str] | None = None) -> pa.csv.CSVStreamingReader:
+def _options(columns: dict[str, pa.DataType], text_nulls: bool = True) -> pa.csv.ConvertOptions:
+    return pa.csv.ConvertOptions(include_columns=list(columns), column_types=columns, null_values=NULLS, strings_can_be_null=text_nulls)
+
+
+def _csv(source: object, options: pa.csv.ConvertOptions, names: list[str] | None = None) -> pa.csv.CSVStreamingReader:
     """Reader of the rows; `names` of all columns where the text has no header."""
     return pa.csv.open_csv(
         source,
         read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=names),
-        convert_options=pa.csv.ConvertOptions(include_columns=list(columns), column_types=columns, null_values=_NULLS, strings_can_be_null=True),
+        convert_options=options,
     )
 
 
 def _parse(text: bytes, columns: dict[str, pa.DataType], schema: pa.Schema) -> pa.Table:
-    with _csv(pa.BufferReader(text), columns) as reader:
+    with _csv(pa.BufferReader(text), _options(columns)) as reader:
         return reader.read_all().select(schema.names)
 
 

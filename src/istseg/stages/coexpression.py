@@ -7,6 +7,7 @@ sample is only read, strip by strip: memory holds a strip, the matrix and one pi
 from __future__ import annotations
 
 import logging
+import re
 from math import ceil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from istseg.artifacts import gene_colours
-from istseg.artifacts.files import whole, write_json
+from istseg.artifacts.files import read_json, remove, whole, write_json
 from istseg.artifacts.genes import draw_shares
 from istseg.artifacts.sample import Sample
 from istseg.artifacts.spatial import ImageWriter, finish
@@ -30,7 +31,9 @@ from istseg.tissue import SQUARE_UM
 log = logging.getLogger("istseg")
 
 LAYER = "rna_coexpression"
+RECORD = "coexpression.json"
 STRIP_UM = 250.0
+_PICTURE = re.compile(r"pictures/(sample|region[0-9]+)\.png")
 _MIN_PIXEL_UM = 0.1
 _MIN_TRANSCRIPTS = 3
 _BRIGHT = 0.5
@@ -56,6 +59,8 @@ def run(
     ----------
     zarr
         `<sample>.zarr`; not changed.
+    out
+        What the `coexpression.json` of an earlier run lists there is replaced, other files stay.
     radius_um
         Reach of a neighbourhood (`network.coexpression`).
     centres
@@ -74,13 +79,17 @@ def run(
     Raises
     ------
     InputError
-        If the sample's files do not fit together, a region lies outside, or the image's pixels are too small.
+        If the sample's files do not fit together, a region lies outside, the image's pixels are too small, or `out` has a `coexpression.json` of other origin.
     """
     if layer_um and not layer_um >= _MIN_PIXEL_UM:
-        raise InputError(f"--layer-um {layer_um:g}: a pixel of the image is {_MIN_PIXEL_UM} µm at least, as those of the instruments are; 0 leaves the image out.")
+        raise InputError(
+            f"--layer-um {layer_um:g}: a pixel of the image is {_MIN_PIXEL_UM} µm at least, as those of the instruments are; 0 leaves the image out."
+        )
     sample = Sample.read(sample_json)
     points = Points(zarr, sample)
     boxes = _boxes(sample, regions)
+    out = Path(out)
+    earlier = _earlier(out)
     squares, per_gene = points.survey()
     counts = np.fromiter(per_gene.values(), np.int64, len(per_gene))
     warnings = []
@@ -89,7 +98,8 @@ def run(
         log.warning("%s: %s", sample.sample, warnings[0])
     matrix, n_centres = estimate(sample, points, radius_um, min(centres / max(counts.sum(), 1), 1.0), seed)
     palette = colours(matrix, counts)
-    out = Path(out)
+    for path in earlier:
+        remove(path)
     _write_tables(out, sample.genes, matrix, counts, palette)
     dense = squares[squares >= _MIN_TRANSCRIPTS]
     view = RnaView(points, palette, spot_um, _BRIGHT * float(dense.mean()) / SQUARE_UM**2 if len(dense) else 1.0)
@@ -110,7 +120,7 @@ def run(
         "pictures": pictures,
         "warnings": warnings,
     }
-    write_json(out / "coexpression.json", record)
+    write_json(out / RECORD, record)
     log.info("%s: co-expression of %d genes from %d neighbourhoods, %d pictures", sample.sample, len(sample.genes), n_centres, len(pictures))
 
 
@@ -126,6 +136,19 @@ def _boxes(sample: Sample, regions: list[str]) -> dict[str, BoxUm]:
     if problems:
         raise InputError(problems)
     return boxes
+
+
+def _earlier(out: Path) -> list[Path]:
+    """What an earlier run wrote and this one perhaps will not: its record, which goes first, its pictures and its layer."""
+    path = out / RECORD
+    if not path.exists():
+        return []
+    try:
+        record = read_json(path, "the record of an earlier run")
+        pictures = [out / p["file"] for p in record["pictures"] if _PICTURE.fullmatch(p["file"])]
+        return [path, *pictures, *([out / f"{LAYER}.zarr"] if record["layer_um"] else [])]
+    except (InputError, KeyError, TypeError):
+        raise InputError(f"{path}: is not the record of an earlier run, and would be replaced; move it away or give another --out.") from None
 
 
 def estimate(sample: Sample, points: Points, radius_um: float, share: float, seed: int) -> tuple[np.ndarray, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from istseg.raw.agreement import density_evidence
 from istseg.raw.base import Facts, RawSample, options_of
 from istseg.raw.intensity import Histograms
 from istseg.raw.points import PointsWriter
-from istseg.samplesheet import NAME_PATTERN
+from istseg.samplesheet import NAME_PATTERN, NAME_RULE
 
 MAX_INVALID = 0.001
 """Share of transcripts without coordinates or gene above which the table is refused."""
 MIN_INSIDE = 0.05
 WARN_INSIDE = 0.8
 _THUMBNAIL_PX = 1024
+_RECORD, _CELLS, _PLANES = "sample.json", "vendor_cells.parquet", "vendor_planes.parquet"
 
 log = logging.getLogger("istseg")
 
@@ -66,14 +68,12 @@ def run(
         With all problems of the folder that headers show, or the first one that its contents show.
     """
     if not re.fullmatch(NAME_PATTERN, sample):
-        raise InputError(f"the sample name {sample!r} is not allowed; use letters, digits, `_`, `-`, `.`, the first a letter or digit.")
+        raise InputError(f"--sample: the sample name {sample!r} is not allowed; {NAME_RULE}")
     options = options_of(nucleus_stain=nucleus_stain, membrane_stains=membrane_stains, z_planes=z_planes, fovs=fovs, pixel_size_um=pixel_size_um)
     reader = open_raw(platform, raw, options)
     facts = reader.inspect()
     planes = reader.choose_planes()
     out.mkdir(parents=True, exist_ok=True)
-    for stale in ("sample.json", "vendor_cells.parquet", "vendor_planes.parquet"):
-        (out / stale).unlink(missing_ok=True)
     with whole(out / f"{sample}.zarr") as store:
         store.mkdir()
         scratch = store / ".scratch"
@@ -86,14 +86,19 @@ def run(
         if ids:
             spatial.write_shapes(store, ids, polygons)
             known = set(ids)
-            differ = planes_io.write(out / "vendor_planes.parquet", (outline for outline in reader.vendor_planes() if outline[0] in known), scratch)
+            differ = planes_io.write(scratch / _PLANES, (outline for outline in reader.vendor_planes() if outline[0] in known), scratch)
             facts.details["vendor_cells_differ_by_plane"] = differ
-        scratch.rmdir()
         spatial.finish(store, ["images", "points", *(["shapes"] if ids else [])])
         record = _record(sample, platform, facts, planes, histograms, points, thumbnail, len(ids), left_out, raw)
+        # An earlier result is whole until now. Its sample.json goes first and the new one comes last: neither lies beside a store that it does not describe.
+        for stale in (_RECORD, _CELLS, _PLANES):
+            (out / stale).unlink(missing_ok=True)
+        if ids:
+            os.replace(scratch / _PLANES, out / _PLANES)
+        scratch.rmdir()
     if ids:
-        cells_io.write(out / "vendor_cells.parquet", cells_io.frame(ids, polygons))
-    record.write(out / "sample.json")
+        cells_io.write(out / _CELLS, cells_io.frame(ids, polygons))
+    record.write(out / _RECORD)
     for warning in record.details["warnings"]:
         log.warning("%s: %s", sample, warning)
 

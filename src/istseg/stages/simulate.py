@@ -49,7 +49,7 @@ def run(
     Raises
     ------
     InputError
-        If parameters do not fit, all at once.
+        If parameters do not fit or a folder is there already, all at once.
     """
     from istseg.simulate.recipe import Recipe
 
@@ -64,6 +64,7 @@ def run(
         )
     if max(width_um, height_um) > 100_000:
         problems.append(f"--width-um {width_um:g}, --height-um {height_um:g}: at most 100000 µm.")
+    problems += [f"{folder}: is there already; give another --out, or move it away." for folder in (out / "raw", out / "truth") if folder.exists()]
     if problems:
         raise InputError(problems)
     recipe = Recipe(

@@ -1,12 +1,14 @@
 """stress: converted sample + model → how the segmentation of a region holds up when contours, stains and transcripts get worse [paper: Fig. 4].
 
-Out: `stress.json`, `stress.tsv` (one row per condition), `stress.png` (curves), `pictures/*.png` (clean and degraded, with cells). The sample is only read.
+Out: `stress.json`, `stress.tsv` (one row per condition), `stress.png` (curves), `stress_pictures/*.png` (clean and degraded, with cells). The
+sample is only read.
 """
 
 from __future__ import annotations
 
 import csv
 import logging
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -49,6 +51,8 @@ KINDS = {
 MAX_SIDE_UM = 1000.0
 _PICTURE_UM = 100.0
 _PICTURE_ZOOM = 2
+_PICTURES = "stress_pictures"
+_OWN_PICTURE = re.compile(rf"(clean|({'|'.join(KINDS)})_[0-9.e+-]+)\.png")
 _CURVES = ("pixel_iou", "rna_iou", "ap50", "affected_pixel_iou")
 
 
@@ -108,12 +112,13 @@ def run(
     Raises
     ------
     InputError
-        If files do not fit together, the region is outside or wider than 1000 µm, levels make no sense, or membrane stains are asked for and there are none.
+        If files do not fit together, the region is outside or wider than 1000 µm, levels make no sense, membrane stains are asked for and there are none, no
+        cell's contour can be broken, or the folder of the pictures holds what this stage did not write.
     DeviceError
         If the device is not there.
     """
-    sample = Sample.read(sample_json)
-    _check(sample, region, side_um, levels)
+    sample, out = Sample.read(sample_json), Path(out)
+    _check(sample, region, levels, out / _PICTURES)
     place = open_device(device)
     network, card = weights.load(model, model_sha256)
     image, points = StainImage(zarr, sample), Points(zarr, sample)
@@ -125,7 +130,6 @@ def run(
     _check_size(sample, box)
     tile, stains, transcripts = cut(sample, image, points, box, working_um, genes)
     predictor = Predictor(network, card, place, choose_precision(precision, place))
-    out = Path(out)
     with tempfile.TemporaryDirectory() as scratch:
         bench = _Bench(tile, genes, predictor, batch_size, Path(scratch))
         labels = bench.segment(stains, transcripts)
@@ -134,6 +138,8 @@ def run(
         nuclei = label_nuclei(tile.normalised()[0], working_um, sizes.nucleus_diameter_um, sizes.min_nucleus_area_um2)
         prior = vendor.label(tile)[f"{CELLS}vendor"] if vendor else labels
         broken = degrade.affected(prior, cells, seed)
+        if levels.get("contours") and not len(broken):
+            raise InputError(_nothing_broken(box_text(sample, box), len(np.unique(prior[prior > 0])), cells, vendor_cells))
         ids = np.unique(labels)[1:]
         # Mostly in a cell that loses contour: with the model's own outlines these are the broken cells themselves.
         hit = ids[share_in(labels, ids, np.isin(prior, broken)) > 0.5]
@@ -155,13 +161,13 @@ def run(
             judged = clean.judge(found, bench.molecules(fewer), hit if condition.kind == "contours" else None)
             rows.append({"kind": condition.kind, "level": condition.level} | judged)
             shown[condition.name] = tile.normalised()[:, *middle], found[middle]
-    pictures = _draw_pictures(out / "pictures", shown, working_um)
+    pictures = _draw_pictures(out / _PICTURES, shown, working_um)
     record = {
         "sample": sample.sample,
         "model": card.name,
         "model_sha256": card.sha256,
         "region_um": box_text(sample, box),
-        "region_chosen_by": "user" if region else f"most transcripts in about {side_um:g} µm",
+        "region_chosen_by": "user" if region else f"most transcripts in {side_um:g} µm",
         "contours_of": "vendor" if vendor else "clean segmentation",
         "cells_with_broken_contours": len(broken),
         "share_of_cells": cells,
@@ -206,7 +212,7 @@ class _Bench:
         return Molecules(y[inside] * width + x[inside])
 
 
-def _check(sample: Sample, region: str | None, side_um: float, levels: dict[str, list[float]]) -> None:
+def _check(sample: Sample, region: str | None, levels: dict[str, list[float]], pictures: Path) -> None:
     """What can be told before any work."""
     problems = []
     stained = [kind for kind in ("contours", "dim", "blur") if levels.get(kind)]
@@ -225,12 +231,37 @@ def _check(sample: Sample, region: str | None, side_um: float, levels: dict[str,
             locate(sample, region)
         except InputError as error:
             problems += error.problems
+    problems += _foreign(pictures)
     if problems:
         raise InputError(problems)
 
 
+def _foreign(folder: Path) -> list[str]:
+    """The folder of the pictures is replaced as a whole: what else it holds is the user's."""
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        return [f"{folder}: is a file, where the folder of the pictures has its place; move it away or give another --out."]
+    others = sorted(p.name for p in folder.iterdir() if p.is_dir() or not _OWN_PICTURE.fullmatch(p.name))
+    if not others:
+        return []
+    listing = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+    return [f"{folder}: holds {listing}, which this command did not write, and would be replaced; move it away or give another --out."]
+
+
+def _nothing_broken(region: str, n: int, share: float, vendor_cells: Path | None) -> str:
+    """Why no contour of the region can be broken, `n` cells being there, and what to do."""
+    if not n:
+        return (
+            f"--vendor-cells {vendor_cells}: has no cell in the region {region}, so no contour can be broken. Is it of another sample? Give the "
+            "vendor_cells.parquet of this sample or another --region, or leave it out: then contours of the clean segmentation are broken."
+        )
+    return f"--cells {share:g}: is none of the {n} cells in the region {region}, so no contour can be broken; give a larger share, or --contours none."
+
+
 def _check_size(sample: Sample, box: tuple[float, float, float, float]) -> None:
-    side = max(box[2] - box[0], box[3] - box[1])
+    # The difference of the ends of a box of 1000 µm may be a hair more.
+    side = round(max(box[2] - box[0], box[3] - box[1]), 6)
     if side > MAX_SIDE_UM:
         raise InputError(f"the region {box_text(sample, box)} is {side:.0f} µm wide; at most {MAX_SIDE_UM:g} µm: choose a part of it.")
 

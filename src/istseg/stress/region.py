@@ -19,21 +19,27 @@ OVERLAP_WPX = 128
 
 
 def densest(squares: np.ndarray, side_um: float, sample: Sample) -> BoxUm:
-    """The box of about `side_um` (whole squares of 24 µm, cut off at the mosaic's edge) with the most transcripts; of equal ones the uppermost, then leftmost.
+    """The box of `side_um` (all of a mosaic that is smaller) where the most transcripts are; of equal places the uppermost, then leftmost.
 
     Parameters
     ----------
     squares
-        (rows, columns) transcripts in the squares of `tissue`.
+        (rows, columns) transcripts in the squares of `tissue`. They find the place: the box has the middle of the best block of whole squares, moved into the
+        mosaic where it would reach beyond.
     """
     n = max(round(side_um / SQUARE_UM), 1)
     high, wide = (min(n, size) for size in squares.shape)
     sums = np.pad(squares.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
     row, column = np.unravel_index(int(inside.argmax()), inside.shape)
-    bottom, right = (n * sample.pixel_size_um for n in (sample.height_px, sample.width_px))
-    y0, x0 = row * SQUARE_UM, column * SQUARE_UM
-    return y0, x0, min(y0 + high * SQUARE_UM, bottom), min(x0 + wide * SQUARE_UM, right)
+    middle = (row + high / 2) * SQUARE_UM, (column + wide / 2) * SQUARE_UM
+    (y0, y1), (x0, x1) = (_span(place, side_um, size) for place, size in zip(middle, sample.size_um, strict=True))
+    return y0, x0, y1, x1
+
+
+def _span(middle: float, side: float, size: float) -> tuple[float, float]:
+    start = max(min(middle - side / 2, size - side), 0.0)
+    return float(start), float(min(start + side, size))
 
 
 def cut(sample: Sample, image: StainImage, points: Points, box: BoxUm, working_um: float, genes: dict[str, int]) -> tuple[Tile, np.ndarray, pd.DataFrame]:

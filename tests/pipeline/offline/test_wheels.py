@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import zipfile
 
 import pytest
 from bundled import bare, cut_off, done, run_demo, unpacked
@@ -27,7 +28,8 @@ def test_set_up_and_demo_from_a_bundle_with_wheels(tmp_path):
     # A wheel that is not the one of the lock is not installed, whatever the verifier said.
     wheel = next((bundle / "pipeline" / ".istseg" / "wheels" / "requirements").glob("shapely-*.whl"))
     content = wheel.read_bytes()
-    wheel.write_bytes(content + b"x")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.comment = b"another wheel"
     refused = subprocess.run([*cut_off(), "make", "-C", bundle / "pipeline", "setup"], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "ash mismatch" in refused.stderr, refused.stderr
