@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 _VALUES = 1 << 16
-_PIECE = 1 << 20
+_PIECE = 1 << 21
 """Pixels of a stain that are counted at a time; the counts are exact in float32."""
 
 
@@ -79,9 +79,8 @@ def _pieces(strip: np.ndarray) -> Iterator[np.ndarray]:
 
 def _counts(piece: np.ndarray) -> np.ndarray:
     """(c, 65536) int64 of the imaged pixels of a piece (c, h, x)."""
-    # OpenCV counts pairs of bytes, high and low, without the 64-bit copy that numpy's bincount needs, and lets other threads run meanwhile.
-    pairs = (plane.view(np.uint8).reshape(*plane.shape, 2) for plane in piece)
-    counts = np.stack([cv2.calcHist([p], [1, 0], None, [256, 256], [0, 256, 0, 256]).ravel() for p in pairs]).astype(np.int64)
+    # OpenCV needs no 64-bit copy as numpy's bincount does, and lets other threads run meanwhile.
+    counts = np.stack([cv2.calcHist([plane], [0], None, [_VALUES], [0, _VALUES]).ravel() for plane in piece]).astype(np.int64)
     if counts[:, 0].all():
         counts[:, 0] -= piece[0].size - np.count_nonzero(np.bitwise_or.reduce(piece, axis=0))
     return counts

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from istseg.artifacts import cells as cells_io
@@ -106,6 +107,8 @@ def run(
 def _write_image(reader: RawSample, facts: Facts, store: Path, scratch: Path) -> tuple[Histograms, np.ndarray]:
     """Stream the image; give histograms and a thumbnail (c, y, x)."""
     n, height, width = facts.shape
+    # Pieces of a strip are worked on by threads of ours; OpenCV's within each of them cost half as much again.
+    cv2.setNumThreads(1)
     histograms = Histograms(n)
     writer = spatial.ImageWriter(store, [c.name for c in facts.channels], height, width, np.linalg.inv(facts.micron_to_pixel))
     strips = -(-height // spatial.CHUNK)
