@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_PAIRS = 10_000
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -92,7 +94,9 @@ def match_polygons(truth: Sequence, predicted: Sequence, least: float = 0.0) -> 
         shared = np.clip(np.minimum(box_a[:, 2:], box_b[:, 2:]) - np.maximum(box_a[:, :2], box_b[:, :2]), 0, None).prod(axis=1)
         possible = np.minimum(np.minimum(*areas), shared) >= least * np.maximum(*areas)
         i, j = i[possible], j[possible]
-    joint = shapely.area(shapely.intersection(a[i], b[j])) if len(i) else np.zeros(0)
+    # A block of pairs at a time: what cells share is a polygon of its own for each.
+    starts = range(0, len(i), _PAIRS)
+    joint = np.concatenate([shapely.area(shapely.intersection(a[i[at : at + _PAIRS]], b[j[at : at + _PAIRS]])) for at in starts] or [np.zeros(0)])
     overlapping = joint > 0
     i, j, joint = i[overlapping], j[overlapping], joint[overlapping]
     iou = joint / (shapely.area(a[i]) + shapely.area(b[j]) - joint) if len(i) else joint
