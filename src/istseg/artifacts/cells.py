@@ -21,6 +21,7 @@ from istseg.errors import InputError
 CELL_COLUMNS = ["cell_id", "label", "area_um2", "centroid_x_um", "centroid_y_um", "mean_flow", "geometry"]
 """`cell_id`: stable string, unique in the sample. `label`: its number in the label image of `labels.zarr`; 0 where the segmentation has no label image."""
 
+_ROWS = 4096
 _CENTROID = ("centroid_x_um", "centroid_y_um")
 
 
@@ -90,9 +91,9 @@ def read(path: str | Path, geometry: bool = True, within: Sequence[tuple[float, 
 
     """
     wanted = [c for c in CELL_COLUMNS if c != "geometry"]
-    boxes = {} if within is None else {"filters": [list(zip(_CENTROID * 2, (">=", ">=", "<=", "<="), box, strict=True)) for box in within]}
+    boxes = None if within is None else [list(zip(_CENTROID * 2, (">=", ">=", "<=", "<="), box, strict=True)) for box in within]
     try:
-        cells = gpd.read_parquet(path, **boxes) if geometry else pd.read_parquet(path, columns=wanted, **boxes)
+        cells = _with_polygons(Path(path), boxes) if geometry else pd.read_parquet(path, columns=wanted, filters=boxes)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should hold the cells of a segmentation (GeoParquet).") from None
     except (ValueError, OSError, LookupError, TypeError) as error:
@@ -108,3 +109,29 @@ def read(path: str | Path, geometry: bool = True, within: Sequence[tuple[float, 
         first = cells.loc[lost, "cell_id"].iloc[0]
         raise InputError(f"{path}: {int(lost.sum())} of {len(cells)} cells have no finite centroid, e.g. {first!r}; remove cells without an outline.")
     return cells
+
+
+def _with_polygons(path: Path, filters: list[list[tuple[str, str, float]]] | None) -> gpd.GeoDataFrame:
+    """The rows, a block at a time: the bytes of all polygons beside the polygons would be three times their memory.
+
+    Raises
+    ------
+    ValueError, OSError, LookupError
+        If it is no GeoParquet.
+    """
+    import pyarrow.dataset
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    column = json.loads(pq.read_schema(path).metadata[b"geo"])["columns"]["geometry"]
+    if column["encoding"] != "WKB":
+        raise ValueError(f"polygons are encoded as {column['encoding']}, not WKB")
+    wanted = None if filters is None else pq.filters_to_expression(filters)
+    scanner = pyarrow.dataset.dataset(path).scanner(filter=wanted, batch_size=_ROWS, batch_readahead=1, use_threads=False)
+    rows, polygons = [], [np.empty(0, object)]
+    for batch in scanner.to_batches():
+        polygons.append(shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False)))
+        rows.append(batch.drop_columns("geometry"))
+    schema = scanner.projected_schema.remove(scanner.projected_schema.get_field_index("geometry"))
+    return gpd.GeoDataFrame(pa.Table.from_batches(rows, schema).to_pandas(), geometry=np.concatenate(polygons))

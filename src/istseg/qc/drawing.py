@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ _NUCLEUS_TINT = np.array([0.25, 0.45, 1.0], np.float32)
 _MEMBRANE_TINT = np.array([0.1, 0.75, 0.2], np.float32)
 _RNA_TINT = np.array([1.0, 0.15, 0.65], np.float32)
 _SUBPIXEL_BITS = 4
+_BLOCK = 4096
 
 
 def composite(nucleus: np.ndarray, membranes: np.ndarray, rna: np.ndarray | None = None) -> np.ndarray:
@@ -44,16 +46,29 @@ def composite(nucleus: np.ndarray, membranes: np.ndarray, rna: np.ndarray | None
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def contours(picture: np.ndarray, polygons: np.ndarray, colour: tuple[int, int, int], thickness: int = 1, opacity: float = 1.0) -> None:
-    """Draw the outlines of polygons (x, y in pixels of the picture) into it."""
-    parts = shapely.get_parts(polygons)
-    rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(parts)]
-    if not rings:
-        return
-    # Pixel i covers [i, i+1), OpenCV speaks of pixel centres.
-    fixed = [np.rint((ring - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32) for ring in rings]
+def contours(
+    picture: np.ndarray,
+    polygons: np.ndarray,
+    colour: tuple[int, int, int],
+    thickness: int = 1,
+    opacity: float = 1.0,
+    move: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Draw the outlines of polygons into a picture, a block of them at a time: moved ones are copies.
+
+    Parameters
+    ----------
+    polygons
+        x, y in pixels of the picture, or what `move` makes such of: (n, 2) → (n, 2).
+    """
     target = picture if opacity >= 1 else picture.copy()
-    cv2.polylines(target, fixed, True, colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+    for at in range(0, len(polygons), _BLOCK):
+        block = polygons[at : at + _BLOCK]
+        rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(shapely.transform(block, move) if move else block))]
+        # Pixel i covers [i, i+1), OpenCV speaks of pixel centres.
+        fixed = [np.rint((ring - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32) for ring in rings]
+        if fixed:
+            cv2.polylines(target, fixed, True, colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
     if opacity < 1:
         cv2.addWeighted(target, opacity, picture, 1 - opacity, 0, dst=picture)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import shapely
 
 from istseg.artifacts.sample import Sample, apply_affine
 from istseg.artifacts.tiles import Tile, TileIndex
@@ -50,9 +49,8 @@ def draw(path: Path, tiles: Path, index: TileIndex, sample: Sample, polygons: np
     um_per_px /= zoom
     to_picture = sample.affine * np.array([[sample.pixel_size_um / um_per_px]] * 2 + [[1]])
     # On a large slide contours are closer together than pixels and would hide the tissue.
-    drawing.contours(
-        picture, shapely.transform(polygons, lambda xy: apply_affine(to_picture, xy)), drawing.CELL, opacity=float(np.clip(1 / um_per_px, 0.25, 1))
-    )
+    opacity = float(np.clip(1 / um_per_px, 0.25, 1))
+    drawing.contours(picture, polygons, drawing.CELL, opacity=opacity, move=lambda xy: apply_affine(to_picture, xy))
     drawing.write_png(path, drawing.scale_bar(picture, um_per_px))
     return {"file": path.name, "um_per_px": um_per_px}
 
