@@ -20,10 +20,15 @@ SETTLE_MS = 1500
 """Figures are drawn when they come into sight."""
 
 
+SHORT = """(folder) => document.querySelectorAll("section.sample code").forEach((code) => { code.textContent = code.textContent.replace(folder, "/data"); })"""
+"""Where the results lie on the machine that made the pictures tells a reader nothing."""
+
+
 def opened(browser: Browser, report: Path, scheme: str, height: int) -> Page:
     """The report in a window of this height, px."""
     page = browser.new_page(viewport={"width": WIDTH, "height": height}, color_scheme=scheme, reduced_motion="reduce")
     page.goto(report.resolve().as_uri())
+    page.evaluate(SHORT, str(report.resolve().parent))
     return page
 
 
@@ -43,7 +48,7 @@ def close_look(page: Page, name: str) -> bytes:
     """The first close look of a sample, with its transcripts."""
     card = sample(page, name).locator("figure", has=page.locator(".layered")).first
     card.scroll_into_view_if_needed()
-    card.get_by_label("RNA").check()
+    card.get_by_role("checkbox", name="RNA").check()
     page.wait_for_timeout(SETTLE_MS)
     return card.screenshot()
 
