@@ -194,6 +194,7 @@ def comparators(folder: Path, path: str, *names: str) -> subprocess.CompletedPro
     ("fakes", "words"),
     [
         ({}, "setup: no cargo found, and proseg is compiled here: install Rust 1.88 or newer with rustup, or leave proseg out of --compare."),
+        ({"cargo": "exit 1"}, "cargo --version` gives no version (run it to see why)"),
         ({"cargo": "echo cargo 1.70.0"}, "setup: cargo 1.70.0 is too old for proseg: install Rust 1.88 or newer"),
         ({"cargo": '[ "$1" = --version ] && echo cargo 1.95.0 || { echo no route to host; exit 101; }'}, "setup: compiling proseg failed"),
     ],

@@ -31,6 +31,7 @@ def curated(tmp_path_factory):
         silent |= np.hypot(*(at - centre).T) < 6
     made.write_image(sheet.store, sheet.image, 3)
     made.write_points(sheet.store, points[~silent], sheet.sample.transcript_bands_um)
+    dataclasses.replace(sheet.sample, transcripts={"total": int((~silent).sum())}).write(sheet.sample_json)
     result = {}
     for name, tile_um in (("small", 90), ("large", 2000)):
         out = folder / name

@@ -185,36 +185,37 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_slide(tmp_path):
-    """Four times the area and the transcripts, at most 1.3 times the memory."""
+    """Four times the area and the transcripts, as wide as before (a row of chunks is held): the same memory but for what allocators keep."""
     peaks = []
-    for side in (4096, 8192):
-        folder = tmp_path / str(side)
-        _large_sample(folder, side)
+    for height_px in (4096, 16384):
+        folder = tmp_path / str(height_px)
+        _large_sample(folder, height_px, 4096)
         done = subprocess.run([sys.executable, "-c", _MEASURE, str(folder)], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]))
-    assert peaks[1] < 1.3 * peaks[0], peaks
+    assert peaks[1] < 1.2 * peaks[0], peaks
 
 
-def _large_sample(folder: Path, side: int) -> None:
+def _large_sample(folder: Path, height_px: int, width_px: int) -> None:
     pixel_um = 0.108
     sheet = made.make_sheet(folder / "seed", 20, 20, membranes=("Ring",), bands=1)
     plane = np.random.default_rng(0).integers(100, 3000, (3, 512, 512)).astype(np.uint16)
-    made.write_image(folder / "s.zarr", np.tile(plane, (1, side // 512, side // 512)), 4)
-    um = side * pixel_um
-    n = int(um**2 * 2)
+    made.write_image(folder / "s.zarr", np.tile(plane, (1, height_px // 512, width_px // 512)), 4)
+    height_um, width_um = height_px * pixel_um, width_px * pixel_um
+    n = int(height_um * width_um * 2)
     random = np.random.default_rng(1)
-    y = np.sort(random.uniform(0, um, n))
+    y = np.sort(random.uniform(0, height_um, n))
     points = pd.DataFrame(
         {
-            "x": random.uniform(0, um, n) + made.SHIFT_UM[0],
+            "x": random.uniform(0, width_um, n) + made.SHIFT_UM[0],
             "y": y + made.SHIFT_UM[1],
             "gene": pd.Categorical.from_codes(random.integers(0, 3, n), made.GENES + made.CONTROLS),
             "transcript_id": np.arange(n),
             "is_control": np.zeros(n, bool),
         }
     )
-    ends = [um * (i + 1) / 8 for i in range(8)]
+    n_bands = height_px // 512
+    ends = [height_um * (i + 1) / n_bands for i in range(n_bands)]
     made.write_points(folder / "s.zarr", points, ends)
     affine = [[1 / pixel_um, 0, -made.SHIFT_UM[0] / pixel_um], [0, 1 / pixel_um, -made.SHIFT_UM[1] / pixel_um], [0, 0, 1]]
-    facts = {"pixel_size_um": pixel_um, "height_px": side, "width_px": side, "micron_to_pixel": affine, "transcript_bands_um": ends}
+    facts = {"pixel_size_um": pixel_um, "height_px": height_px, "width_px": width_px, "micron_to_pixel": affine, "transcript_bands_um": ends}
     Sample(**{**vars(sheet.sample), **facts, "transcripts": {"total": n}}).write(folder / "sample.json")
