@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 import zarr
-from scipy.optimize import nnls
+from resources import line
 
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts import spatial
@@ -130,10 +130,9 @@ def main() -> None:
     for i, stage in enumerate(STAGES):
         cells = []
         for what in (0, 1):
-            measured = np.array([needed[i][what] for _, needed in found])
-            terms, _ = nnls(design / measured[:, None], np.ones(len(found)))
-            line = " + ".join(f"{c:.3g}" if not k else f"{c:.3g} {MODEL[k - 1]}" for k, c in enumerate(terms))
-            cells.append(f"{line} | {(measured / (design @ terms)).max():.2f}")
+            terms, worst = line(design, np.array([needed[i][what] for _, needed in found]))
+            formula = " + ".join(f"{c:.3g}" if not k else f"{c:.3g} {MODEL[k - 1]}" for k, c in enumerate(terms))
+            cells.append(f"{formula} | {worst:.2f}")
         print(f"| {stage} | {' | '.join(cells)} |", flush=True)
 
 

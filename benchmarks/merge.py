@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import shapely
-from scipy.optimize import nnls
+from resources import line
 
 from istseg.artifacts.files import write_json
 from istseg.artifacts.labels import describe
@@ -116,9 +116,8 @@ def main() -> None:
         print(f"{row} {slide.cells:,} | {found[-1][1]:.0f} |", flush=True)
     design = np.array([[1.0, slide.mpx, slide.tile_plane_mpx] for slide, _ in found])
     measured = np.array([memory for _, memory in found])
-    # As in resources.py.
-    terms, _ = nnls(design / measured[:, None], np.ones(len(found)))
-    print("\nMiB = {:.3g} + {:.3g} mpx + {:.3g} tile_plane_mpx; at most above: {:.2f}".format(*terms, (measured / (design @ terms)).max()))
+    terms, worst = line(design, measured)
+    print("\nMiB = {:.3g} + {:.3g} mpx + {:.3g} tile_plane_mpx; at most above: {:.2f}".format(*terms, worst))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The cohort comes first; this takes seconds.
 
-python benchmarks/pictures.py --results results/cohort
+    python benchmarks/pictures.py --results results/cohort
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import io
 from pathlib import Path
 
 from browser import WIDTH, chromium
+from nextflow_run import ROOT
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTLE_MS = 1500
 """Figures are drawn when they come into sight."""
-
-
 SHORT = """(folder) => document.querySelectorAll("section.sample code").forEach((code) => { code.textContent = code.textContent.replace(folder, "/data"); })"""
 """Where the results lie on the machine that made the pictures tells a reader nothing."""
 

@@ -78,9 +78,15 @@ def fit(runs: list[dict], stage: str, what: int) -> tuple[dict[str, float], floa
     times = [r["tiles"] if what and stage in ("teach", "curate", "segment") else 1.0 for r in runs]
     design = np.array([[1.0, *(n * r["measures"][name] for name in names)] for r, n in zip(runs, times, strict=True)])
     measured = np.array([r["stages"][stage][what] for r in runs])
+    coefficients, worst = line(design, measured)
+    return dict(zip(["start", *names], coefficients.tolist(), strict=True)), worst
+
+
+def line(design: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coefficients of at least 0 of the columns of `design`, and the largest ratio of a measurement to the fit."""
     # Relative errors count: a small region's seconds matter as much as a large one's.
-    coefficients, _ = nnls(design / measured[:, None], np.ones(len(runs)))
-    return dict(zip(["start", *names], coefficients.tolist(), strict=True)), float((measured / (design @ coefficients)).max())
+    coefficients, _ = nnls(design / measured[:, None], np.ones(len(measured)))
+    return coefficients, float((measured / (design @ coefficients)).max())
 
 
 def main() -> None:

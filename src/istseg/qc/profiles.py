@@ -89,7 +89,7 @@ def halves(half: sparse.csr_matrix, counts: sparse.csr_matrix, seed: int) -> dic
     `half_correlation`: median over cells with `MIN_TRANSCRIPTS` in both halves. `neighbour_consistency`: share of the `NEIGHBOURS` nearest of at most
     `MAX_CELLS` such cells in expression that are the same for both halves. `half_cells`: how many such cells there are. None without enough.
     """
-    eligible = np.flatnonzero((_sums(half) >= MIN_TRANSCRIPTS) & (_sums(counts) - _sums(half) >= MIN_TRANSCRIPTS))
+    eligible = np.flatnonzero(_enough(counts, half))
     found = _in_blocks(len(eligible), lambda at: correlations(half[eligible[at]], _rest(counts, half, eligible[at])))
     if len(eligible) > MAX_CELLS:
         chosen = np.sort(np.random.default_rng(seed).choice(eligible, MAX_CELLS, replace=False))
@@ -115,8 +115,7 @@ def nuclear(nuclear_counts: sparse.csr_matrix, counts: sparse.csr_matrix, whole:
     `nuclear_correlation`: median over cells that are whole and have `MIN_TRANSCRIPTS` in both parts. `nuclear_specificity`: median of what is left of it after
     taking off the correlation of the same nucleus with the rest of the nearest such cell. `nuclear_cells`: how many there are. None without any.
     """
-    enough = (_sums(nuclear_counts) >= MIN_TRANSCRIPTS) & (_sums(counts) - _sums(nuclear_counts) >= MIN_TRANSCRIPTS)
-    eligible = np.flatnonzero(whole & enough)
+    eligible = np.flatnonzero(whole & _enough(counts, nuclear_counts))
 
     def agreement(other: np.ndarray) -> np.ndarray:
         return _in_blocks(len(eligible), lambda at: correlations(nuclear_counts[eligible[at]], _rest(counts, nuclear_counts, other[at])))
@@ -131,6 +130,12 @@ def nuclear(nuclear_counts: sparse.csr_matrix, counts: sparse.csr_matrix, whole:
 def _in_blocks(n: int, measure: Callable[[slice], np.ndarray]) -> np.ndarray:
     """(n,) measured a block of rows at a time: the counts of a large slide fill a good part of the memory, and every step of a correlation makes copies."""
     return np.concatenate([measure(slice(start, start + _ROWS)) for start in range(0, n, _ROWS)] or [np.empty(0)])
+
+
+def _enough(counts: sparse.csr_matrix, part: sparse.csr_matrix) -> np.ndarray:
+    """Bool (cells,): `MIN_TRANSCRIPTS` in the part and in what is left."""
+    inside = _sums(part)
+    return (inside >= MIN_TRANSCRIPTS) & (_sums(counts) - inside >= MIN_TRANSCRIPTS)
 
 
 def _rest(counts: sparse.csr_matrix, part: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
