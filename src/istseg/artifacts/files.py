@@ -15,7 +15,8 @@ from typing import Any
 
 from istseg.errors import DiskFullError, InputError
 
-_TEMPORARY = re.compile(r"^\.(.+)\.[0-9]+\.part(\.[^.]*)?$")
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9]+)\.part(\.[^.]*)?")
+"""What `_temporary` names: the name of the final path, the process, the suffix."""
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def scratch(path: str | Path) -> Iterator[Path]:
     """Give a temporary path (file or folder) beside `path`, removed when the block ends, and what a process that was killed left of the same path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
+    temporary = _temporary(path, os.getpid())
     remove(temporary)
     _remove_leftovers(path)
     try:
@@ -61,7 +62,12 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def final(path: str | Path) -> Path:
     """The path that a temporary one, or one below it, becomes; any other path as it is."""
-    return Path(*(_TEMPORARY.sub(r"\1", part) for part in Path(path).parts))
+    return Path(*(match[1] if (match := _TEMPORARY.fullmatch(part)) else part for part in Path(path).parts))
+
+
+def _temporary(path: Path, process: int) -> Path:
+    """The suffix stays the last part of the name: some writers choose the format by it."""
+    return path.parent / f".{path.name}.{process}.part{path.suffix}"
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -76,10 +82,10 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    named = re.compile(re.escape(f".{path.name}.") + r"([0-9]+)" + re.escape(f".part{path.suffix}"))
-    for name in os.listdir(path.parent):
-        if (match := named.fullmatch(name)) and not _runs(int(match[1])):
-            remove(path.parent / name)
+    for found in map(path.parent.joinpath, os.listdir(path.parent)):
+        match = _TEMPORARY.fullmatch(found.name)
+        if match and found == _temporary(path, int(match[2])) and not _runs(int(match[2])):
+            remove(found)
 
 
 def _runs(process: int) -> bool:
@@ -106,20 +112,23 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2, allow_nan=False, sort_keys=True) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Read JSON.
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises
     ------
     InputError
-        If the file is missing or is not JSON; the message names `what` it should be.
+        If the file is missing, is not JSON or not an object; the message names `what` it should be.
     """
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it should be {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); it should be {what}. Was it cut off? Run the stage that makes it again.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__} in place of a JSON object; it should be {what}.")
+    return value
 
 
 def read_record(path: str | Path, stage: str, format_number: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from istseg.artifacts.files import read_json, write_json
+from istseg.artifacts.files import read_record, write_json
 from istseg.errors import InputError
 
 FORMAT = 1
@@ -80,9 +80,7 @@ class Preflight:
         InputError
             If it is not of this version.
         """
-        raw = read_json(path, "the preflight.json of the stage preflight")
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            raise InputError(f"{path}: is not a preflight.json of this version; run preflight again.")
+        raw = read_record(path, "preflight", FORMAT)
         try:
             return cls([Resolved(**s) for s in raw["samples"]], raw["machine"])
         except (TypeError, KeyError) as error:

@@ -209,7 +209,7 @@ def _take(path: Path, found: dict[str, Found], trainings: dict[str, Training]) -
 
 def _take_preflight(path: Path, found: dict[str, Found]) -> set[str]:
     raw = read_json(path, "the preflight.json of the stage preflight")
-    entries = raw.get("samples") if isinstance(raw, dict) else raw
+    entries = raw.get("samples")
     if not isinstance(entries, list):
         raise InputError(f"{path}: holds no list of samples; it should be the preflight.json of the stage preflight.")
     for entry in entries:
@@ -220,7 +220,7 @@ def _take_preflight(path: Path, found: dict[str, Found]) -> set[str]:
 
 def _take_training(path: Path, trainings: dict[str, Training]) -> set[str]:
     raw = read_json(path, f"the {path.name} of the stage train")
-    if not isinstance(raw, dict) or "name" not in raw:
+    if "name" not in raw:
         raise InputError(f"{path}: does not name its model, so it is not a {path.name} of this version; run train again.")
     samples = sorted(raw.get("samples") or [])
     key = "\0".join([raw["name"], *samples])
@@ -246,6 +246,6 @@ def _twice(path: Path, what: str, other: Path | None = None) -> str:
 
 def _record(path: Path, what: str) -> dict[str, Any]:
     raw = read_json(path, what)
-    if not isinstance(raw, dict) or not isinstance(raw.get("sample"), str):
+    if not isinstance(raw.get("sample"), str):
         raise InputError(f"{path}: does not name its sample; it should be {what}.")
     return raw

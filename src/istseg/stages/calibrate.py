@@ -54,7 +54,7 @@ def read_sketches(paths: list[Path]) -> list[dict[str, Any]]:
     sketches, problems = {}, []
     for file in files:
         sketch = read_json(file, "the sketch.json of the stage teach")
-        if not isinstance(sketch, dict) or not set(sketch) >= _KEYS:
+        if not set(sketch) >= _KEYS:
             problems.append(f"{file}: is not a sketch.json of this version; run teach again.")
         elif sketch["tile_id"] in sketches:
             problems.append(f"{file}: the tile {sketch['tile_id']} is there twice; give the sketches of one sample once.")
