@@ -36,7 +36,12 @@ def test_only_what_dead_processes_left_of_the_same_path_is_removed(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[1]", "holds a list in place of a JSON object"), ('{"a": ', "is not valid JSON"), ("\udcff", "is not valid JSON"), ('{"format": 0}', "format 0 is not 3")],
+    [
+        ("[1]", "holds a list in place of a JSON object"),
+        ('{"a": ', "is not valid JSON"),
+        ("\udcff", "is not valid JSON"),
+        ('{"format": 0}', "format 0 is not 3"),
+    ],
 )
 def test_what_is_no_record_is_told_with_what_it_should_be(tmp_path, text, said):
     path = tmp_path / "sample.json"

@@ -15,6 +15,14 @@ from conftest import ROOT
 from istseg import __version__
 
 NAME = f"istseg-offline-{__version__}"
+IMAGE = f"localhost/istseg-core:{__version__}"
+STORAGE = """
+[storage]
+driver = "overlay"
+graphroot = "%s/images"
+runroot = "%s/running"
+"""
+"""An empty store of podman below two folders."""
 PUBLISHED = ("report.html", "demo_merscope/istseg/counts.h5ad", "demo_cosmx/istseg/counts.h5ad")
 
 

@@ -7,11 +7,10 @@ import shutil
 import subprocess
 
 import pytest
-from bundled import bare, cut_off, done, images, run_demo, unpacked
+from bundled import IMAGE, STORAGE, bare, cut_off, done, images, run_demo, unpacked
 
 from istseg import __version__
 
-IMAGE = f"localhost/istseg-core:{__version__}"
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
@@ -19,12 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_CONTAINERS"), reason="runs by `make test-containers` only: needs 25 GB of disk"),
     pytest.mark.skipif(shutil.which("podman") is None, reason="there is no podman"),
 ]
-STORAGE = """
-[storage]
-driver = "overlay"
-graphroot = "%s/images"
-runroot = "%s/running"
-"""
 
 
 def test_the_demo_runs_in_podman_from_a_bundle_and_its_image(tmp_path):

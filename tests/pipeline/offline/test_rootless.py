@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bundled import bare, done, images, run, run_demo, unpacked
+from bundled import IMAGE, STORAGE, bare, done, images, run, run_demo, unpacked
 
-from istseg import __version__
-
-IMAGE = f"localhost/istseg-core:{__version__}"
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.slow,
@@ -24,12 +21,6 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_CONTAINERS"), reason="runs by `make test-containers` only"),
     pytest.mark.skipif(not os.environ.get("ISTSEG_TEST_USER") or os.getuid() != 0, reason="root, and an ordinary user's name in ISTSEG_TEST_USER, are needed"),
 ]
-STORAGE = """
-[storage]
-driver = "overlay"
-graphroot = "%s/images"
-runroot = "%s/running"
-"""
 
 
 @dataclass
