@@ -140,12 +140,14 @@ def displaced(tissue):
     return np.roll(tissue.cells, 5, 1)
 
 
-def test_what_base_and_labels_forbid_is_not_trained(tmp_path):
+def test_what_base_and_labels_forbid_is_not_trained(tmp_path, caplog):
     write_patches(tmp_path / "patches", 4, cells=displaced)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint.pt").write_bytes(b"of an earlier try")
+    caplog.set_level("WARNING", "istseg")
     written = run(tmp_path / "patches", tmp_path / "out")
     decision = written["decision"]
+    assert caplog.text.count("the base is kept") == decision["reason"].count("the base is kept") == 1
     assert not decision["accepted"] and "beside their nuclei" in decision["reason"] and written["curves"]["epochs"] == []
     assert decision["finetuned"] == {} and decision["base"]["label_offset_um"] == pytest.approx(1.3, abs=0.3) and len(decision["holdout_patches"]) == 4
     assert decision["by_sample"] == {"s": {"base": decision["base"], "finetuned": {}}}
@@ -329,7 +331,7 @@ def test_all_problems_at_once(tmp_path):
 def test_too_few_patches_keep_the_base(tmp_path):
     write_patches(tmp_path / "few", 1)
     written = run(tmp_path / "few", tmp_path / "out")
-    assert not written["decision"]["accepted"] and "at least 4 are needed" in written["decision"]["reason"]
+    assert not written["decision"]["accepted"] and written["decision"]["reason"].startswith("the base is kept: only 1 training patches were found, at least 4")
     assert written["curves"]["epochs"] == []
     assert weights.load(tmp_path / "out" / "model.safetensors")[1].sha256 == written["model_card"]["sha256"]
 

@@ -119,7 +119,7 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
         if base == weights.SCRATCH:
             raise
-        _write_untrained(out, name, Path(base), base_card, found, str(error))
+        _write_untrained(out, name, Path(base), base_card, found, f"the base is kept: {error}")
         return
     if card.rna_input == "coexpression" and (base == weights.SCRATCH or card.rna_input != base_card.rna_input):
         model.gene_image.table[1:] = torch.from_numpy(patch_colours(parts.train, card.genes, seed))
@@ -325,7 +325,7 @@ def _write_untrained(
     holdout: Sequence[PatchRef] = (),
 ) -> None:
     """The base as the result, without a try."""
-    log.warning("%s: the base is kept: %s", name, reason)
+    log.warning("%s: %s", name, reason)
     samples = sorted({ref.sample for ref in found}) or [name]
     decision = _decision(samples, name, False, reason, before, None, holdout)
     kept = _keep_base(base, card, out / "model.safetensors")
