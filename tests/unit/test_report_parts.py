@@ -269,6 +269,13 @@ def test_methods_say_what_was_done_and_no_more(run):
     assert references[0].startswith("Defard T, Blondel A,") and "Genome Biology. 2026" in references[0]
     assert text.count(f"[{len(references)}]") == 1
     report = json.loads(json.dumps(report))
+    for training in report["trainings"]:
+        training["decision"]["accepted"], training["decision"]["base"] = True, {}
+    assert "trained from scratch" in methods.paragraph(report)[0]
+    for training in report["trainings"]:
+        training["decision"]["accepted"], training["decision"]["finetuned"] = False, {}
+    text, _ = methods.paragraph(report)
+    assert "not possible" in text and "was fine-tuned" not in text
     report["run"]["params"]["teacher"] = "watershed"
     report["trainings"] = []
     text, references = methods.paragraph(report)

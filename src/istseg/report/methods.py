@@ -91,13 +91,18 @@ def _training(report: dict[str, Any], done: list[dict[str, Any]]) -> str:
     decisions = [t["decision"] for t in report["trainings"] if t["decision"] and names & set(t["samples"])]
     if not decisions:
         return ""
+    tried = [d for d in decisions if d.get("finetuned")]
+    if not tried:
+        return "Fine-tuning was not possible with the labels, so the base model was used."
+    if not any(d.get("base") for d in tried):
+        return "The network was trained from scratch on labels that nuclei and RNA density confirmed [1]."
     accepted = sum(bool(d.get("accepted")) for d in decisions)
     if accepted == len(decisions):
         outcome = "and was accepted on held-out patches"
     elif accepted:
         outcome = f"and was accepted on held-out patches in {accepted} of {len(decisions)} cases; elsewhere the base model was kept"
     else:
-        outcome = "but the base model was kept, because the fine-tuned one was not better on held-out patches"
+        outcome = "but the base model was kept, because the fine-tuned one was not better on held-out patches or made something worse there"
     return f"The base model was fine-tuned on labels that nuclei and RNA density confirmed [1], {outcome}."
 
 
