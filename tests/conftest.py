@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -127,6 +128,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     import export_fixtures
 
     return export_fixtures.build(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A real browser without a window; skips where none is installed."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium): the report is not tried in a browser")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=[f"--{a}" for a in quiet])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

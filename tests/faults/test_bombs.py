@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import tifffile
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import raw_fixtures as fx
 from istseg.errors import EXIT_BAD_INPUT
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg import comparators
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.labels import TileLabels

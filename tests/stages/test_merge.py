@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import shapely
 import zarr
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg import merging
 from istseg.artifacts import cells as cells_file
 from istseg.artifacts.files import read_json, write_json

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import result_fixtures as made
 from istseg.artifacts import gene_colours
 from istseg.artifacts.metrics import FLAGS

@@ -8,15 +8,13 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import report_fixtures as made  # noqa: E402
+import report_fixtures as made
 from istseg.errors import InputError
 from istseg.report.summary import STAGES
 from istseg.stages import report

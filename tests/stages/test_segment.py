@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg import finishing
 from istseg.artifacts.files import read_json, sha256, write_json
 from istseg.artifacts.labels import TileLabels, describe

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import shapely
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts import cells
 from istseg.artifacts.files import sha256
 from istseg.artifacts.sample import Sample

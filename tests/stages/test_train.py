@@ -13,7 +13,6 @@ import pytest
 import torch
 from skimage.segmentation import expand_labels
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.files import sha256
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.patches import Patch

@@ -2,15 +2,12 @@
 
 import copy
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.errors import InputError
 from istseg.network import training, weights
 from istseg.network.dataset import PatchStore, find_patches

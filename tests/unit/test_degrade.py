@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.genes import draw_shares
 from istseg.artifacts.sample import Sample
 from istseg.artifacts.tiles import Tile

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import label as connected
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.network import dynamics
 from istseg.network.dynamics import follow, labels_from_field
 from istseg.network.flows import flow_targets, solve_cells

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.tiles import Tile
 from istseg.grid import WindowGrid
 from istseg.network.field import NO_TISSUE_LOGIT, blend_windows, count_window, reflect, stain_window, taper

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.tiles import Tile
 from istseg.network import weights
 from istseg.network.dynamics import labels_from_field

@@ -1,13 +1,9 @@
 """The gate: scores under partial annotation by hand, and the decision."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.patches import Patch
 from istseg.network.gate import compare, decide, foregone, noise
 from istseg.network.tally import MIN_CELLS, Tally, judge

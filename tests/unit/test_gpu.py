@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from skimage.measure import label as connected
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.labels import TileLabels
 from istseg.artifacts.tiles import Tile
 from istseg.network import kernels, weights

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.ahead import ahead
 from istseg.artifacts.files import read_json, write_json
 from istseg.artifacts.tiles import Tile

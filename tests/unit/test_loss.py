@@ -1,13 +1,9 @@
 """The partial loss: only P teaches, and its value is the published one."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_fixtures
 from istseg.network.loss import loss_sums
 from istseg.network.model import Rna2Seg

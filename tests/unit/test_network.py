@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.artifacts.files import sha256
 from istseg.errors import InputError
 from istseg.network import weights

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import report_fixtures as made  # noqa: E402
+import report_fixtures as made
 from istseg.stages import report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    f"--{a}" for a in ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
-]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium): the report is not tried in a browser")
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +22,13 @@ def page_file(tmp_path_factory):
     return folder / "report" / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def open_page(browser, page_file):
+def open_page(chromium, page_file):
     """Open the page; what went wrong is collected in `said`, loads of anything but the file itself too."""
     contexts = []
 
     def opener(scheme="light", width=1366):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
         page.said = []
@@ -87,13 +68,13 @@ def test_every_figure_is_drawn_without_errors(open_page, scheme):
 
 
 @pytest.mark.slow
-def test_300000_cells_are_read_smoothly(browser, tmp_path):
+def test_300000_cells_are_read_smoothly(chromium, tmp_path):
     """All cells are in the embedding, so what is drawn must be thinned."""
     made.write_whole(tmp_path / "results", "big", 0, ("istseg",), n_cells=300_000, n_umap=300_000, side=1500)
     report.run(run_json=made.write_run(tmp_path, ["big"]), results=tmp_path / "results", out=tmp_path / "report")
     path = tmp_path / "report" / "report.html"
     assert path.stat().st_size < 12e6
-    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    page = chromium.new_page(viewport={"width": 1366, "height": 900})
     said = []
     page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: said.append(str(e)))

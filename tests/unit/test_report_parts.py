@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import report_fixtures as made  # noqa: E402
+import report_fixtures as made
 from istseg.errors import InputError
 from istseg.report import checks, figures, methods, numbers, pictures, viewer
 from istseg.report.collect import collect

@@ -1,6 +1,5 @@
 """Split without leakage, targets of patches, training: it learns, repeats itself, and goes on after a kill."""
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from istseg.errors import InputError
 from istseg.network import training, weights
 from istseg.network.dataset import MIN_PATCHES, PatchRef, PatchStore, find_patches, outside, split, thin, window_box
