@@ -1,4 +1,4 @@
-"""Base models side by side on crops of the three real samples, which no model was trained on: one table, and pictures to look at.
+"""Base models side by side on tissue that none was trained on: crops of the three real samples, with pictures to look at, or simulated tissue.
 
 There is no truth for the crops. Nuclei are those of the teacher `watershed`, a plain local threshold that merges some clumps and misses faint ones, so a model
 that splits a clump rightly loses by it. A nucleus is *inside* when at least 80 % of its area lies in one cell, *alone* when it is the only such nucleus of that
@@ -6,7 +6,10 @@ cell. A cell is *without nucleus* when no nucleus is inside it, *untouched* when
 
 The samples are not in the repository: `ISTSEG_REAL_DATA` names their folder (default ../shared/data).
 
+The simulated tissue is that of `istseg simulate`, another one than base models are painted for (`istseg pretrain`); its cells are known.
+
     python benchmarks/base_models.py assets/models/istseg-sim-v2.safetensors another.safetensors --pictures results/base_models
+    python benchmarks/base_models.py assets/models/istseg-sim-v2.safetensors another.safetensors --simulated
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from finetuning import MEASURES, make, predicted, score, texts
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
@@ -41,6 +45,15 @@ CASES = [
     ("lung", "cosmx", "cosmx_human_lung/Lung12", "none"),
     ("lung", "cosmx", "cosmx_human_lung/Lung12", "composite_red;composite_green"),
 ]
+SIMULATED = {
+    "two stains": {"autofluorescence": 0.0, "stains": "Cellbound1;Cellbound2"},
+    "seven tenths of the contour of 30 % gone": {"autofluorescence": 0.0, "contour": 0.7, "stains": "Cellbound1;Cellbound2"},
+    "no stain": {"autofluorescence": 0.0, "stains": "none"},
+    "granules as bright as a contour": {"autofluorescence": 1.0, "stains": "Cellbound1"},
+    "PolyT": {"autofluorescence": 0.0, "stains": "PolyT"},
+}
+"""Tissue, and how `finetuning.make` makes it; 200 µm each."""
+SEED = 101
 INSIDE, TOUCHES = 0.8, 0.05
 COLUMNS = ("crop", "stains beside DAPI", "model", "cells", "nuclei", "inside a cell", "alone in it", "cells without nucleus", "untouched", "median µm²")
 PICTURE_ZOOM = 2
@@ -92,12 +105,24 @@ def picture(path: Path, read: Tile, cells: np.ndarray, nuclei: np.ndarray) -> No
     Image.fromarray(np.concatenate((plain, drawn), 0)).save(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--pictures", type=Path, help="Folder for the pictures.")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+def simulated_table(models: list[Path], device: str) -> None:
+    """Each model on each tissue by its truth, and the means."""
+    print("| tissue | model | " + " | ".join(MEASURES) + " |\n| --- | --- |" + " --- |" * len(MEASURES))
+    options = argparse.Namespace(size_um=200.0, transcripts=0.5, device=device)
+    found: dict[Path, list[dict[str, float]]] = {model: [] for model in models}
+    for tissue, made in SIMULATED.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            sample = make(Path(scratch), options, SEED, **made)
+            for i, model in enumerate(models):
+                found[model].append(score(sample, predicted(sample, model, Path(scratch) / f"segment{i}", options)))
+                print(f"| {tissue} | {model.stem} | " + " | ".join(texts(found[model][-1])) + " |", flush=True)
+    for model, figures in found.items():
+        means = {name: float(np.mean([f[name] for f in figures])) for name in MEASURES}
+        print(f"| mean | {model.stem} | " + " | ".join(texts(means)) + " |")
+
+
+def real_table(options: argparse.Namespace) -> None:
+    """Each model on each crop."""
     data = Path(os.environ.get("ISTSEG_REAL_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not data.is_dir():
         sys.exit(f"{data}: no such folder; ISTSEG_REAL_DATA names the folder of the real samples")
@@ -114,6 +139,19 @@ def main() -> None:
                 if options.pictures:
                     picture(options.pictures / f"{name}_{stains.replace(';', '+')}_{found.method['model']}.png", read, cells, nuclei)
     print(f"\ntorch {torch.__version__}, {options.device}, {precision}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--pictures", type=Path, help="Folder for the pictures.")
+    parser.add_argument("--simulated", action="store_true", help="The table of simulated tissue.")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    if options.simulated:
+        simulated_table(options.models, options.device)
+    else:
+        real_table(options)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ _COMPRESSED = 0.8
 _TILING = {"working_um": DEFAULT_WORKING_UM, "tile_um": DEFAULT_TILE_UM, "overlap_um": DEFAULT_OVERLAP_UM}
 _WORKING_BYTES = 24
 """Per working pixel beside the stains: labels, fields, crops of tiles that overlap."""
-_COMPARED = {comparators.TILE: (5, 40), comparators.PROGRAM: (1, 160)}
+_COMPARED = {comparators.TILE: (3, 40), comparators.PROGRAM: (1, 160)}
 """Bytes of a comparator per working pixel (labels of tiles that overlap, label image, outlines) and per transcript (its cell, counts; a program's own tables
-too). Measured on 0.76 Mpx and 41,000 transcripts: 1.8 (2.8 with a layer for each stain) and 31; a program is given 39 per transcript, and what it writes is
-taken for twice that.
+too). Measured on 0.76 Mpx and 41,000 transcripts: 1.8 (2.8 with a layer for each stain; outlines had twice as many points as now) and 31; a program is given
+39 per transcript, and what it writes is taken for twice that.
 """
 _PICTURES = 10_000_000
 """Overview and crops of a segmentation."""
