@@ -12,8 +12,9 @@ import shapely
 
 from istseg.artifacts.files import whole
 from istseg.artifacts.sample import apply_affine
+from istseg.artifacts.spatial import IMAGE, POINTS
 from istseg.errors import InputError
-from istseg.export.result import CELLS_KEY, GENE_COLUMN, IMAGE_KEY, POINTS_KEY, TABLE_KEY, Result
+from istseg.export.result import CELLS_KEY, TABLE_KEY, Result
 from istseg.export.store import annotating_table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write(result: Result, folder: Path) -> None:
 
     with whole(folder) as part:
         sopa.io.explorer.write(
-            str(part), _in_pixels(result), table_key=TABLE_KEY, image_key=IMAGE_KEY, shapes_key=CELLS_KEY, points_key=POINTS_KEY, gene_column=GENE_COLUMN,
+            str(part), _in_pixels(result), table_key=TABLE_KEY, image_key=IMAGE, shapes_key=CELLS_KEY, points_key=POINTS, gene_column="gene",
             pixel_size=result.sample.pixel_size_um, run_name=result.sample.sample,
         )  # fmt: skip
         # Its own call of this (sopa 2.2.11) hands the pixel size to another argument, and the Explorer would show a Xenium's scale.
@@ -59,16 +60,16 @@ def _in_pixels(result: Result) -> SpatialData:
 
     sample = result.sample
     stored = read_zarr(result.store)
-    image = stored.images[IMAGE_KEY]
+    image = stored.images[IMAGE]
     set_transformation(image, {_FRAME: Identity()}, set_all=True)
     identity = {_FRAME: Identity()}
     polygons = shapely.transform(result.cells.geometry.to_numpy(), lambda xy: apply_affine(sample.affine, xy))
     shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons, index=result.entity_ids), transformations=dict(identity))
 
-    molecules = pq.read_table(result.transcripts, columns=["x", "y", GENE_COLUMN]).to_pandas()
+    molecules = pq.read_table(result.transcripts, columns=["x", "y", "gene"]).to_pandas()
     px = apply_affine(sample.affine, molecules[["x", "y"]].to_numpy())
     inside = ((px >= 0) & (px < [sample.width_px, sample.height_px])).all(axis=1)
     molecules = molecules.assign(x=px[:, 0], y=px[:, 1])[inside].reset_index(drop=True)
-    points = PointsModel.parse(molecules, feature_key=GENE_COLUMN, transformations=dict(identity))
+    points = PointsModel.parse(molecules, feature_key="gene", transformations=dict(identity))
     table = annotating_table(result)
-    return SpatialData(images={IMAGE_KEY: image}, points={POINTS_KEY: points}, shapes={CELLS_KEY: shapes}, tables={TABLE_KEY: table})
+    return SpatialData(images={IMAGE: image}, points={POINTS: points}, shapes={CELLS_KEY: shapes}, tables={TABLE_KEY: table})

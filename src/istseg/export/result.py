@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SEGMENTATION = "istseg"
 CELLS_KEY, NUCLEI_KEY, LABELS_KEY, TABLE_KEY = "istseg_cells", "nuclei", "istseg_labels", "table"
-IMAGE_KEY, POINTS_KEY, GENE_COLUMN = "stains", "transcripts", "gene"
 
 
 @dataclass

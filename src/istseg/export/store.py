@@ -14,7 +14,7 @@ import pandas as pd
 
 from istseg.artifacts import spatial
 from istseg.artifacts.files import whole
-from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, POINTS_KEY, TABLE_KEY, Result
+from istseg.export.result import CELLS_KEY, LABELS_KEY, NUCLEI_KEY, TABLE_KEY, Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,7 +63,7 @@ def add_elements(sdata: SpatialData, result: Result) -> list[str]:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import get_transformation
 
-    frames = get_transformation(sdata.points[POINTS_KEY], get_all=True)
+    frames = get_transformation(sdata.points[spatial.POINTS], get_all=True)
     added = []
     numbers = {CELLS_KEY: result.entity_ids, NUCLEI_KEY: np.arange(1, len(result.nuclei) + 1)}
     for key, frame in ((CELLS_KEY, result.cells), (NUCLEI_KEY, result.nuclei)):

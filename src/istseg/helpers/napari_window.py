@@ -23,7 +23,7 @@ CELLS, LABELS, IMAGE, POINTS, TABLE, FRAME = "istseg_cells", "istseg_labels", "s
 COLOURS = ("blue", "gray", "green", "magenta", "yellow", "cyan")
 """Of the stains, in their order: the nucleus stain is the first."""
 TOLERANCE_UM = 0.1
-"""That an outline on the screen may differ by: less than a pixel of the instruments, and an eighth of the points."""
+"""That an outline on the screen may differ by: less than a pixel of the instruments, and a quarter of the points."""
 MOST_OUTLINES, MOST_POINTS = 20_000, 1_000_000
 """napari draws more outlines by the minute, not the second; the label image has no such limit."""
 
