@@ -22,9 +22,6 @@ def check_files(params: Path, schema: Path, problems: list[str]) -> dict[str, An
     except InputError as error:
         problems += error.problems
         return {}
-    if not isinstance(values, dict):
-        problems.append(f"{params}: must be a JSON object of parameters, it is {type(values).__name__}.")
-        return {}
     problems += check(values, rules)
     return values
 

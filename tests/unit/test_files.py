@@ -37,7 +37,7 @@ def test_only_what_dead_processes_left_of_the_same_path_is_removed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1]", "holds a list in place of a JSON object"),
+        ("[1]", "must be a JSON object, it is of the kind list"),
         ('{"a": ', "is not valid JSON"),
         ("\udcff", "is not valid JSON"),
         ('{"format": 0}', "format 0 is not 3"),

@@ -127,7 +127,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); it should be {what}. Was it cut off? Run the stage that makes it again.") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__} in place of a JSON object; it should be {what}.")
+        raise InputError(f"{path}: must be a JSON object, it is of the kind {type(value).__name__}; it should be {what}.")
     return value
 
 
