@@ -25,7 +25,8 @@ from istseg.helpers import cut_rows, subset_xenium
 from istseg.raw import open_raw, tables, tiffs
 from istseg.raw.base import options_of
 from istseg.raw.cosmx import CosmxSample
-from istseg.raw.merscope import IMAGE, TRANSFORM, MerscopeSample
+from istseg.raw.merscope import MerscopeSample
+from istseg.raw.merscope_files import IMAGE, TRANSFORM
 from istseg.raw.xenium import XeniumSample
 
 _NEEDED = {MerscopeSample.platform: "region", CosmxSample.platform: "fovs", XeniumSample.platform: "region"}

@@ -34,13 +34,13 @@ class CosmxSample(RawSample):
     @classmethod
     def root_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
         """See `RawSample.root_of`. Flat files may lie beside the images, below a folder of both."""
-        return _with_images(folder, top) if any(cosmx_files.is_transcript_table(name) for name in names) else None
+        return cosmx_files.root_with_images(folder, top) if any(cosmx_files.is_transcript_table(name) for name in names) else None
 
     @classmethod
     def remains_of(cls, folder: Path, names: set[str], top: Path) -> Path | None:
         """See `RawSample.remains_of`."""
         if any(cosmx_files.is_positions_table(name) for name in names):
-            return _with_images(folder, top)
+            return cosmx_files.root_with_images(folder, top)
         if folder == top or not cosmx_files.holds_images(folder, names):
             return None
         return folder.parents[1] if folder.parent.name == "CellStatsDir" and folder.parent != top else folder.parent
@@ -385,20 +385,6 @@ class CosmxSample(RawSample):
         if self.layout.polygons:
             return cosmx_cells.from_table(self.layout.polygons, self.placement, self.facts.pixel_size_um)
         return [], [], {}
-
-
-def _with_images(folder: Path, top: Path) -> Path:
-    """The nearest folder with images of those that a table lies in; the table's own where none has any."""
-    for root in (folder, *folder.parents):
-        if root != top and not root.is_relative_to(top):
-            break
-        try:
-            if cosmx_files.find_layout(root, [], []).images:
-                return root
-        except InputError:
-            # Opening the sample tells why.
-            break
-    return folder
 
 
 def _listing(numbers: list[int]) -> str:

@@ -117,6 +117,20 @@ def find_layout(root: Path, problems: list[str], warnings: list[str]) -> Layout:
     return layout
 
 
+def root_with_images(folder: Path, top: Path) -> Path:
+    """The nearest folder with images of those that a table lies in; the table's own where none has any."""
+    for root in (folder, *folder.parents):
+        if root != top and not root.is_relative_to(top):
+            break
+        try:
+            if find_layout(root, [], []).images:
+                return root
+        except InputError:
+            # Opening the sample tells why.
+            break
+    return folder
+
+
 def _files(root: Path) -> list[Path]:
     """Files below `root`, sorted; a folder is entered once, so links cannot loop."""
     if not root.exists():
