@@ -348,7 +348,8 @@ def test_explain_on_the_command_line() -> None:
 def test_completion_in_bash(tmp_path: Path) -> None:
     """As a user gets it: installed into a home, then asked as bash asks."""
     env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(["istseg", "--install-completion", "bash"], env=env, check=True, capture_output=True)
+    installed = subprocess.run(["istseg", "--install-completion", "bash"], env=env, capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     ask = 'source "$HOME/.bashrc"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _istseg_completion istseg; echo "${COMPREPLY[@]}"'
     for words, expected in {
         ("istseg", "ex"): {"explain", "export"},
