@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from finetuning import MEASURES, make, predicted, score, texts
+from finetuning import MEASURES, make, predicted, score, show, show_head, texts
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
@@ -107,7 +107,7 @@ def picture(path: Path, read: Tile, cells: np.ndarray, nuclei: np.ndarray) -> No
 
 def simulated_table(models: list[Path], device: str) -> None:
     """Each model on each tissue by its truth, and the means."""
-    print("| tissue | model | " + " | ".join(MEASURES) + " |\n| --- | --- |" + " --- |" * len(MEASURES))
+    show_head(("tissue", "model", *MEASURES))
     options = argparse.Namespace(size_um=200.0, transcripts=0.5, device=device)
     found: dict[Path, list[dict[str, float]]] = {model: [] for model in models}
     for tissue, made in SIMULATED.items():
@@ -115,10 +115,10 @@ def simulated_table(models: list[Path], device: str) -> None:
             sample = make(Path(scratch), options, SEED, **made)
             for i, model in enumerate(models):
                 found[model].append(score(sample, predicted(sample, model, Path(scratch) / f"segment{i}", options)))
-                print(f"| {tissue} | {model.stem} | " + " | ".join(texts(found[model][-1])) + " |", flush=True)
+                show((tissue, model.stem, *texts(found[model][-1])))
     for model, figures in found.items():
         means = {name: float(np.mean([f[name] for f in figures])) for name in MEASURES}
-        print(f"| mean | {model.stem} | " + " | ".join(texts(means)) + " |")
+        show(("mean", model.stem, *texts(means)))
 
 
 def real_table(options: argparse.Namespace) -> None:

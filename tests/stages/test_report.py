@@ -198,6 +198,7 @@ def test_no_cells_is_a_failed_check_not_a_crash(whole):
 def test_training_is_shown(whole):
     _, record, page, _ = whole
     assert record["samples"][0]["trainings"] == [0]
+    assert "accepted" in page.text
     reason = record["trainings"][0]["decision"]["reason"]
     assert f"{reason[0].upper()}{reason[1:]}." in page.text and page.text.count(reason[1:]) == 1
     shown = dict(page.numbers)

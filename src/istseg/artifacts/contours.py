@@ -78,14 +78,15 @@ def outlines(labels: np.ndarray, wanted: np.ndarray, offset: tuple[int, int] = (
     half = np.stack((place % row, place // row), 1) + 2 * np.array(offset[::-1])
     xy = half / 2 - 0.5
     first = np.flatnonzero(np.append(True, ring[1:] != ring[:-1]))
-    number = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(ring))))
+    length = np.diff(np.append(first, len(ring)))
+    number = np.repeat(np.arange(len(first)), length)
     polygons = shapely.polygons(shapely.linearrings(xy, indices=number))
     owner, area = label[first], shapely.area(polygons)
     order = np.lexsort((-area, owner))
     largest = order[np.append(True, owner[order][1:] != owner[order][:-1])]
     if not smooth:
         return owner[largest], polygons[largest]
-    xy, free = _smooth(xy, plain, first[number], np.diff(np.append(first, len(ring)))[number])
+    xy, free = _smooth(xy, plain, first[number], length[number])
     stays = _turning(xy, free, number, half)
     smoothed = shapely.polygons(shapely.linearrings(xy[stays], indices=number[stays]))
     # A bridge of one pixel can fold; rare, and then the steps stay.
